@@ -76,6 +76,12 @@ impl Resources {
         }
     }
 
+    /// The greater of the two in each dimension.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { cpu: self.cpu.max(other.cpu), memory: self.memory.max(other.memory), disk: self.disk.max(other.disk) }
+    }
+
     /// Whether this much fits into `free` in every dimension.
     #[must_use]
     pub fn fits_in(self, free: Self) -> bool {

@@ -1,1 +1,7 @@
+//! Warren's scheduler: the replicated ledger and everything that decides by it.
+//!
+//! Modules stand in the order of who may use whom, from the pure to the loops that call them.
 
+pub mod placement;
+pub mod plan;
+pub mod state;

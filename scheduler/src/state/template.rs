@@ -1,0 +1,73 @@
+//! What sandboxes start from.
+
+use warren_proto::ids::TemplateId;
+
+use super::command::{LogTime, RequestKey, TemplateSpec};
+use super::outcome::{Rejected, Reply};
+use super::{Context, State};
+use std::sync::Arc;
+
+/// Most templates of a region.
+pub const MAX_TEMPLATES: u64 = 10_000;
+
+/// A template. Immutable but for the count of its users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    pub id: TemplateId,
+    pub spec: TemplateSpec,
+    pub created: LogTime,
+    /// Sandboxes that name it, in any state.
+    pub users: u64,
+    /// Ledger index of its creation.
+    pub revision: u64,
+}
+
+pub(super) fn create(
+    state: &mut State,
+    context: &Context,
+    id: &TemplateId,
+    spec: &TemplateSpec,
+    request: Option<&RequestKey>,
+) -> Result<Reply, Rejected> {
+    if let Some(answer) = state.requests.lookup(&context.scope(None), request, state.log_time)? {
+        return Ok(answer);
+    }
+    if let Some(existing) = state.templates.get(id) {
+        return if existing.spec == *spec {
+            Ok(Reply::Template(existing.clone()))
+        } else {
+            Err(Rejected::TemplateExists(id.clone()))
+        };
+    }
+    if state.templates.len() as u64 >= MAX_TEMPLATES {
+        return Err(Rejected::LimitReached { what: "the table of templates", limit: MAX_TEMPLATES });
+    }
+    let template = Arc::new(Template {
+        id: id.clone(),
+        spec: spec.clone(),
+        created: state.log_time,
+        users: 0,
+        revision: context.index,
+    });
+    let reply = Reply::Template(template.clone());
+    state.requests.remember(&context.scope(None), request, state.log_time, &reply);
+    state.templates.insert(id.clone(), template);
+    Ok(reply)
+}
+
+pub(super) fn delete(state: &mut State, id: &TemplateId) -> Result<Reply, Rejected> {
+    let template = state.templates.get(id).ok_or_else(|| Rejected::TemplateNotFound(id.clone()))?;
+    if template.users > 0 {
+        return Err(Rejected::TemplateInUse { template: id.clone(), sandboxes: template.users });
+    }
+    state.templates.remove(id);
+    Ok(Reply::Done)
+}
+
+/// Changes the count of users of a template that exists.
+pub(super) fn count_user(state: &mut State, id: &TemplateId, change: i64) {
+    if let Some(template) = state.templates.get_mut(id) {
+        let template = Arc::make_mut(template);
+        template.users = template.users.saturating_add_signed(change);
+    }
+}

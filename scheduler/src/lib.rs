@@ -2,6 +2,8 @@
 //!
 //! Modules stand in the order of who may use whom, from the pure to the loops that call them.
 
+pub mod clock;
 pub mod placement;
 pub mod plan;
+pub mod signer;
 pub mod state;

@@ -209,3 +209,36 @@ pub(super) fn reassign(state: &mut State, context: &Context, id: &NodeId) {
         node.revision = context.index;
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A reachable, empty node.
+    pub(crate) fn node(id: &str, capacity: Resources) -> Node {
+        Node {
+            id: NodeId::parse(id).unwrap(),
+            report: report(1, capacity),
+            registered: LogTime(0),
+            reachable: true,
+            generation: Generation(1),
+            assigned: Resources::default(),
+            sandboxes: imbl::OrdSet::new(),
+            templates: BTreeSet::new(),
+            orphans: BTreeSet::new(),
+            revision: 1,
+        }
+    }
+
+    pub(crate) fn report(incarnation: u128, capacity: Resources) -> NodeReport {
+        NodeReport {
+            incarnation,
+            address: "127.0.0.1:1".into(),
+            tls: false,
+            capacity,
+            labels: BTreeMap::new(),
+            drivers: vec!["oci".into()],
+            agent_version: "0.1.0".into(),
+        }
+    }
+}

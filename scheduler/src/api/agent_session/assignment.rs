@@ -1,0 +1,157 @@
+//! A node's assignment, derived from state: the whole the first time, then only what changed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use warren_proto::ids::{Digest, Epoch, Generation, NodeId, SandboxName};
+use warren_proto::v1::assigned_sandbox::Desired;
+use warren_proto::v1::open_session_response::Message;
+use warren_proto::v1::token_claims::Scope;
+use warren_proto::v1::{
+    AssignedSandbox, AssignedTemplate, Assignment, AssignmentDelta, Label, Resources, TemplateSource, TokenClaims,
+};
+
+use crate::clock;
+use crate::signer::Signer;
+use crate::state::State;
+use crate::state::node::Node;
+use crate::state::sandbox::{Life, Sandbox};
+use crate::state::template::Template;
+
+/// How long an agent may use the token to fetch a template. A fetch that takes longer fails, and the start is tried again.
+const DOWNLOAD_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// Most nodes that are named as sources of a template: enough that one of them answers.
+const MAX_SOURCES: usize = 5;
+
+/// What an agent has been told: nothing, or an assignment of some generation.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    generation: Option<Generation>,
+    sandboxes: BTreeMap<SandboxName, (Epoch, Desired)>,
+}
+
+impl Pushed {
+    /// The message that brings the agent up to date with `state`, if it is not, and remembers it as told.
+    pub(super) fn update(&mut self, state: &State, id: &NodeId, signer: &Signer) -> Option<Message> {
+        let node = state.nodes.get(id)?;
+        if self.generation == Some(node.generation) {
+            return None;
+        }
+        let wanted = wanted(state, node);
+        let writer = Writer { state, node, signer };
+        let message = match self.generation {
+            None => Message::Assignment(Assignment {
+                generation: node.generation.0,
+                sandboxes: wanted.iter().filter_map(|(name, want)| writer.sandbox(name, want.1)).collect(),
+            }),
+            Some(base) => Message::AssignmentDelta(AssignmentDelta {
+                base_generation: base.0,
+                generation: node.generation.0,
+                upserts: wanted
+                    .iter()
+                    .filter(|(name, want)| self.sandboxes.get(*name) != Some(*want))
+                    .filter_map(|(name, want)| writer.sandbox(name, want.1))
+                    .collect(),
+                removes: self
+                    .sandboxes
+                    .keys()
+                    .filter(|name| !wanted.contains_key(*name))
+                    .map(ToString::to_string)
+                    .collect(),
+            }),
+        };
+        self.generation = Some(node.generation);
+        self.sandboxes = wanted;
+        Some(message)
+    }
+}
+
+fn wanted(state: &State, node: &Node) -> BTreeMap<SandboxName, (Epoch, Desired)> {
+    let names = node.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
+    names.map(|sandbox| (sandbox.name.clone(), (sandbox.epoch, desired(&sandbox.life)))).collect()
+}
+
+fn desired(life: &Life) -> Desired {
+    match life {
+        Life::Starting { .. } | Life::Running { .. } => Desired::Running,
+        Life::Stopping { .. } | Life::Stopped { .. } | Life::Pending { .. } | Life::Failed { .. } => Desired::Removed,
+    }
+}
+
+struct Writer<'a> {
+    state: &'a State,
+    node: &'a Node,
+    signer: &'a Signer,
+}
+
+impl Writer<'_> {
+    /// `None` only if the sandbox or its template is gone, which state's own rules exclude.
+    fn sandbox(&self, name: &SandboxName, desired: Desired) -> Option<AssignedSandbox> {
+        let sandbox = self.state.sandboxes.get(name)?;
+        let template = self.state.templates.get(&sandbox.spec.template)?;
+        let spec = &sandbox.spec;
+        let first = |own: &String, default: &String| if own.is_empty() { default.clone() } else { own.clone() };
+        Some(AssignedSandbox {
+            sandbox: name.to_string(),
+            epoch: sandbox.epoch.0,
+            desired: desired.into(),
+            resources: Some(Resources {
+                cpu_milli: saturated(spec.resources.cpu.0),
+                memory_bytes: saturated(spec.resources.memory.0),
+                disk_bytes: saturated(spec.resources.disk.0),
+                pids: saturated(spec.pids),
+            }),
+            template: Some(self.template(template)),
+            command: if spec.command.is_empty() { template.spec.default_command.clone() } else { spec.command.clone() },
+            environment: environment(sandbox, template),
+            working_directory: first(&spec.working_directory, &template.spec.working_directory),
+            driver: String::new(),
+        })
+    }
+
+    /// With sources and a token only where the node lacks the bytes.
+    fn template(&self, template: &Template) -> AssignedTemplate {
+        let digest = template.spec.digest;
+        let size_bytes = saturated(template.spec.size_bytes);
+        if self.node.templates.contains(&digest) {
+            return AssignedTemplate { digest: digest.to_string(), size_bytes, ..AssignedTemplate::default() };
+        }
+        AssignedTemplate {
+            digest: digest.to_string(),
+            size_bytes,
+            sources: self.sources(&digest),
+            download_token: self.download_token(&digest),
+        }
+    }
+
+    fn sources(&self, digest: &Digest) -> Vec<TemplateSource> {
+        let holders = self.state.nodes.values().filter(|node| node.reachable && node.templates.contains(digest));
+        holders
+            .take(MAX_SOURCES)
+            .map(|node| TemplateSource { address: node.report.address.clone(), tls: node.report.tls })
+            .collect()
+    }
+
+    fn download_token(&self, digest: &Digest) -> String {
+        let expires = clock::log_time().plus_ms(u64::try_from(DOWNLOAD_TOKEN_TTL.as_millis()).unwrap_or(u64::MAX));
+        self.signer.sign(TokenClaims {
+            scope: Scope::TemplateDownload.into(),
+            ledger_id: super::ledger_id(self.state),
+            template_digest: digest.to_string(),
+            expire_time_ms: saturated(expires.0),
+            ..TokenClaims::default()
+        })
+    }
+}
+
+/// The template's environment, with the sandbox's over it; sorted by key.
+fn environment(sandbox: &Sandbox, template: &Template) -> Vec<Label> {
+    let mut merged = template.spec.environment.clone();
+    merged.extend(sandbox.spec.environment.iter().map(|(key, value)| (key.clone(), value.clone())));
+    merged.into_iter().map(|(key, value)| Label { key, value }).collect()
+}
+
+fn saturated(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

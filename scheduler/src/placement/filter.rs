@@ -1,0 +1,62 @@
+//! Whether a node can take a request at all, and what it lacks.
+
+use std::fmt;
+
+use super::Request;
+use super::view::Row;
+use crate::state::sandbox::PendingCode;
+
+/// Why a node cannot take a request: the first of these that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Misfit {
+    /// Its lease lapsed.
+    Unreachable,
+    /// Too small even when empty.
+    TooSmall,
+    ShortOfMemory,
+    ShortOfCpu,
+    ShortOfDisk,
+}
+
+impl Misfit {
+    /// What a sandbox that waits for this reason shows.
+    pub fn code(self) -> PendingCode {
+        match self {
+            Self::Unreachable => PendingCode::NoNodes,
+            Self::TooSmall => PendingCode::TooLarge,
+            Self::ShortOfMemory => PendingCode::ShortOfMemory,
+            Self::ShortOfCpu => PendingCode::ShortOfCpu,
+            Self::ShortOfDisk => PendingCode::ShortOfDisk,
+        }
+    }
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "unreachable",
+            Self::TooSmall => "too small even when empty",
+            Self::ShortOfMemory => "short of memory",
+            Self::ShortOfCpu => "short of CPU",
+            Self::ShortOfDisk => "short of disk",
+        })
+    }
+}
+
+/// `None` where the node can take the request.
+pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
+    let (wanted, free) = (request.resources, row.free());
+    if !row.node.reachable {
+        Some(Misfit::Unreachable)
+    } else if !wanted.fits_in(row.node.report.capacity) {
+        Some(Misfit::TooSmall)
+    } else if wanted.memory > free.memory {
+        Some(Misfit::ShortOfMemory)
+    } else if wanted.cpu > free.cpu {
+        Some(Misfit::ShortOfCpu)
+    } else if wanted.disk > free.disk {
+        Some(Misfit::ShortOfDisk)
+    } else {
+        None
+    }
+}

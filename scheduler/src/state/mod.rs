@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use warren_proto::ids::{NodeId, ReplicaId, SandboxName, TemplateId, TenantId};
+use warren_proto::ids::{Epoch, NodeId, ReplicaId, SandboxName, TemplateId, TenantId};
 
 use command::{Body, Caller, Command, LedgerId, LogTime, Role};
 use event::EventRing;
@@ -52,6 +52,9 @@ pub struct State {
     /// Index of the last entry that was applied: the revision.
     pub revision: u64,
     pub log_time: LogTime,
+    /// Highest epoch of any sandbox that was forgotten. New ones begin here, so a name that is used again never meets what
+    /// its earlier bearer left behind: tokens, journals, late observations.
+    pub epoch_floor: Epoch,
     pub replicas: BTreeMap<ReplicaId, ReplicaRecord>,
     pub nodes: OrdMap<NodeId, Arc<Node>>,
     pub templates: OrdMap<TemplateId, Arc<Template>>,

@@ -201,7 +201,7 @@ pub(super) fn create(
         name: name.clone(),
         spec: Arc::new(spec.clone()),
         life: Life::Pending { reason: conflict(), since: state.log_time },
-        epoch: Epoch::default(),
+        epoch: state.epoch_floor,
         failed_starts: 0,
         avoid: None,
         created: state.log_time,
@@ -443,6 +443,7 @@ fn store(state: &mut State, context: &Context, mut sandbox: Sandbox, kind: Event
 fn forget(state: &mut State, context: &Context, sandbox: &Sandbox) -> Arc<Sandbox> {
     let last = Arc::new(Sandbox { revision: context.index, ..sandbox.clone() });
     state.remove_sandbox(&sandbox.name);
+    state.epoch_floor = state.epoch_floor.max(sandbox.epoch);
     template::count_user(state, &sandbox.spec.template, -1);
     if let Some(tenant) = state.tenants.get_mut(&sandbox.name.tenant) {
         tenant.sandboxes = tenant.sandboxes.saturating_sub(1);

@@ -68,3 +68,66 @@ fn explain(sandbox: &Sandbox, old: &PendingReason, unplaceable: &Unplaceable) ->
         reason,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::command::{Caller, Command, Decision, LogTime};
+    use crate::state::invariants;
+    use crate::state::sandbox::PendingCode;
+    use crate::state::testing::{name, resources, spec, with_node_and_template};
+
+    fn create(state: &mut State, id: &str, memory: u64) {
+        let reason = PendingReason { code: PendingCode::Conflict, message: String::new() };
+        let body = Body::CreateSandbox {
+            sandbox: name(id),
+            spec: spec(100, memory),
+            decision: Decision::Queue(reason),
+            request: None,
+        };
+        apply(state, body);
+    }
+
+    fn apply(state: &mut State, body: Body) {
+        let index = state.revision + 1;
+        let command = Command { caller: Caller::system("test"), time: LogTime(index), body };
+        state.apply(index, &command).expect("accepted");
+        assert_eq!(invariants::check(state), Vec::<String>::new());
+    }
+
+    fn pass(state: &State) -> Vec<Planned> {
+        let mut view = View::default();
+        view.sync(&state.nodes);
+        plan(state, &mut view)
+    }
+
+    #[test]
+    fn one_pass_gives_no_room_twice_and_a_large_one_holds_up_nobody() {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        create(&mut state, "huge", 5000);
+        for id in ["one", "two", "three"] {
+            create(&mut state, id, 400);
+        }
+        for body in pass(&state) {
+            apply(&mut state, body);
+        }
+        let kinds: Vec<_> = state.sandboxes.values().map(|s| (s.name.id.as_str(), s.life.kind())).collect();
+        assert_eq!(
+            kinds,
+            [("huge", "PENDING"), ("one", "STARTING"), ("three", "PENDING"), ("two", "STARTING")],
+            "oldest first; creation time is the same here, so by name"
+        );
+    }
+
+    #[test]
+    fn a_reason_that_did_not_change_is_not_proposed_again() {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        create(&mut state, "huge", 5000);
+        let planned = pass(&state);
+        assert!(matches!(&planned[..], [Body::ExplainPending { reason, .. }] if reason.code == PendingCode::TooLarge));
+        for body in planned {
+            apply(&mut state, body);
+        }
+        assert_eq!(pass(&state), vec![]);
+    }
+}

@@ -16,6 +16,8 @@ pub mod sandbox;
 pub mod template;
 pub mod tenant;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -3,39 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName, TemplateId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::ids::{Epoch, SandboxName, TemplateId};
+use warren_proto::units::Resources;
 
 use super::command::*;
 use super::event::{EventKind, Position};
 use super::node::testing::report;
 use super::outcome::{Rejected, Reply};
 use super::sandbox::*;
+use super::testing::{name, node, resources, spec, template};
 use super::{State, invariants, request};
-
-fn resources(cpu: u64, memory: u64) -> Resources {
-    Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0) }
-}
-
-fn node(id: &str) -> NodeId {
-    NodeId::parse(id).unwrap()
-}
-
-fn name(id: &str) -> SandboxName {
-    SandboxName::parse(&format!("tenants/t/sandboxes/{id}")).unwrap()
-}
-
-fn spec(cpu: u64, memory: u64) -> SandboxSpec {
-    SandboxSpec {
-        template: TemplateId::parse("base").unwrap(),
-        command: vec![],
-        environment: BTreeMap::new(),
-        working_directory: String::new(),
-        labels: BTreeMap::new(),
-        resources: resources(cpu, memory),
-        pids: 64,
-    }
-}
 
 /// A state driven as the log would drive it.
 #[derive(Clone)]
@@ -53,15 +30,7 @@ impl Ledger {
         for id in ["a", "b"] {
             ledger.run(Body::RegisterNode { node: node(id), report: report(1, resources(1000, 1000)) }).unwrap();
         }
-        let template = TemplateSpec {
-            digest: Digest([1; 32]),
-            size_bytes: 1,
-            default_command: vec![],
-            environment: BTreeMap::new(),
-            working_directory: "/".into(),
-        };
-        let id = TemplateId::parse("base").unwrap();
-        ledger.run(Body::CreateTemplate { template: id, spec: template, request: None }).unwrap();
+        ledger.run(template()).unwrap();
         ledger
     }
 

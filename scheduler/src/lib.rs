@@ -5,5 +5,6 @@
 pub mod clock;
 pub mod placement;
 pub mod plan;
+pub mod raft;
 pub mod signer;
 pub mod state;

@@ -163,11 +163,9 @@ pub struct TemplateSpec {
     pub working_directory: String,
 }
 
-/// What a node holds: all of it, or what changed.
+/// What a node reports. What it says nothing of is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observation {
-    /// What is not named is not on the node.
-    pub full: bool,
     pub sandboxes: Vec<Observed>,
     /// Every template that the node holds.
     pub templates: BTreeSet<Digest>,

@@ -73,6 +73,8 @@ pub(super) fn register(
             // A host that came back smaller than what it holds is full, not oversold.
             node.report.capacity = node.report.capacity.max(node.assigned);
             node.reachable = true;
+            // A hello is followed by all that the agent holds, orphans included.
+            node.orphans.clear();
             node.registered = state.log_time;
             node.revision = context.index;
             for name in &node.sandboxes.clone() {
@@ -138,22 +140,12 @@ pub(super) fn observe(
 ) -> Result<Reply, Rejected> {
     let node = fenced(state, id, incarnation)?;
     node.templates = observation.templates.clone();
-    if observation.full {
-        node.orphans.clear();
-    }
     node.revision = context.index;
-    let assigned = node.sandboxes.clone();
     for seen in &observation.sandboxes {
         if seen.phase == Phase::Orphan {
             note_orphan(state, id, &seen.sandbox, seen.epoch);
         } else {
             sandbox::observe(state, context, id, seen);
-        }
-    }
-    if observation.full {
-        let named: BTreeSet<&SandboxName> = observation.sandboxes.iter().map(|seen| &seen.sandbox).collect();
-        for missing in assigned.iter().filter(|name| !named.contains(name)) {
-            sandbox::observe_missing(state, context, id, missing);
         }
     }
     Ok(Reply::Done)

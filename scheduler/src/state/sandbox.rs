@@ -334,16 +334,6 @@ pub(super) fn observe(state: &mut State, context: &Context, id: &NodeId, seen: &
     }
 }
 
-/// A full observation does not name a sandbox of this node.
-pub(super) fn observe_missing(state: &mut State, context: &Context, id: &NodeId, name: &SandboxName) {
-    let Some(sandbox) = held(state, id, name) else { return };
-    match sandbox.life {
-        // The assignment that names it is still on its way.
-        Life::Starting { .. } => {}
-        _ => observe_removed(state, context, sandbox, id),
-    }
-}
-
 /// A copy of the sandbox, if it holds this node.
 fn held(state: &State, id: &NodeId, name: &SandboxName) -> Option<Sandbox> {
     let sandbox = state.sandboxes.get(name)?;

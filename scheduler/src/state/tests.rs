@@ -48,11 +48,11 @@ impl Ledger {
 
     fn observe(&mut self, on: &str, id: &str, epoch: u64, phase: Phase) -> Result<Reply, Rejected> {
         let seen = Observed { sandbox: name(id), epoch: Epoch(epoch), phase };
-        self.observe_all(on, false, vec![seen])
+        self.observe_all(on, vec![seen])
     }
 
-    fn observe_all(&mut self, on: &str, full: bool, sandboxes: Vec<Observed>) -> Result<Reply, Rejected> {
-        let observation = Observation { full, sandboxes, templates: BTreeSet::new() };
+    fn observe_all(&mut self, on: &str, sandboxes: Vec<Observed>) -> Result<Reply, Rejected> {
+        let observation = Observation { sandboxes, templates: BTreeSet::new() };
         self.run(Body::Observe { node: node(on), incarnation: 1, observation })
     }
 
@@ -176,23 +176,21 @@ fn a_main_process_that_ends_is_stopped_with_its_exit_and_frees_its_node() {
 }
 
 #[test]
-fn what_a_node_no_longer_has_is_reported_lost_but_not_what_it_has_not_heard_of() {
+fn what_a_node_no_longer_has_is_lost_and_said_to_be() {
     let mut ledger = Ledger::new();
-    ledger.create("running", "a", None).unwrap();
-    ledger.create("starting", "a", None).unwrap();
-    ledger.observe("a", "running", 1, Phase::Running).unwrap();
-    ledger.observe_all("a", true, vec![]).unwrap();
-    assert!(matches!(ledger.life("running"), Life::Failed { code, .. } if code == "LOST"));
-    assert_eq!(ledger.kind("starting"), "STARTING");
+    ledger.create("s", "a", None).unwrap();
+    ledger.observe("a", "s", 1, Phase::Running).unwrap();
+    ledger.observe("a", "s", 1, Phase::Removed).unwrap();
+    assert!(matches!(ledger.life("s"), Life::Failed { code, .. } if code == "LOST"));
 }
 
 #[test]
 fn an_orphan_is_noted_and_left_alone() {
     let mut ledger = Ledger::new();
     let orphan = Observed { sandbox: name("ghost"), epoch: Epoch(3), phase: Phase::Orphan };
-    ledger.observe_all("a", true, vec![orphan]).unwrap();
+    ledger.observe_all("a", vec![orphan]).unwrap();
     assert_eq!(ledger.state.nodes.get(&node("a")).unwrap().orphans.len(), 1);
-    ledger.observe_all("a", true, vec![]).unwrap();
+    ledger.run(Body::RegisterNode { node: node("a"), report: report(1, resources(1000, 1000)) }).unwrap();
     assert!(ledger.state.nodes.get(&node("a")).unwrap().orphans.is_empty());
 }
 
@@ -304,13 +302,9 @@ fn any_body() -> impl Strategy<Value = Body> {
         epoch: Epoch(epoch),
         phase,
     });
-    let observe = (host(), 0u128..3, any::<bool>(), prop::collection::vec(seen, 0..4)).prop_map(
-        |(node, incarnation, full, sandboxes)| Body::Observe {
-            node,
-            incarnation,
-            observation: Observation { full, sandboxes, templates: BTreeSet::new() },
-        },
-    );
+    let observe = (host(), 0u128..3, prop::collection::vec(seen, 0..4)).prop_map(|(node, incarnation, sandboxes)| {
+        Body::Observe { node, incarnation, observation: Observation { sandboxes, templates: BTreeSet::new() } }
+    });
     let key = prop::option::of((0u64..3, 0u8..2).prop_map(|(salt, payload)| RequestKey {
         payload: [payload; 32],
         ..request_at(1_000_000_000, u128::from(salt))

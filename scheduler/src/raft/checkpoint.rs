@@ -1,0 +1,309 @@
+//! Checkpoints: the whole state in one plain file, never in sled.
+//!
+//! A file is written under a temporary name, synced, renamed, and the directory synced; only then does it count. Records carry
+//! their length and CRC, the last one says how many stand before it: a file that was cut off or changed is found out.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use prost::Message;
+use warren_proto::v1 as pb;
+use warren_proto::v1::stored_checkpoint_record::Record;
+
+use super::codec::entity::{answer_from, answer_to, replica_from, replica_to, tenant_from, tenant_to};
+use super::codec::log::{log_id_from, log_id_to, membership_from, membership_to};
+use super::codec::{CodecError, VERSION};
+use super::types::CheckpointMeta;
+use crate::state::State;
+use crate::state::command::{LedgerId, LogTime};
+use crate::state::event::EventRing;
+use crate::state::node::Node;
+use crate::state::sandbox::Sandbox;
+use crate::state::template::Template;
+use warren_proto::ids::Epoch;
+
+/// Checkpoints that stay on disk: the newest, and the one before it should the newest turn out damaged.
+const KEPT: usize = 2;
+
+/// Largest record that is believed: the largest node, with its sandboxes' names, is well below.
+const MAX_RECORD_BYTES: u32 = 64 << 20;
+
+const PREFIX: &str = "checkpoint-";
+const SUFFIX: &str = ".warren";
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("checkpoint {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("checkpoint {path} is damaged: {what}")]
+    Damaged { path: PathBuf, what: String },
+}
+
+/// A whole checkpoint on disk, held open: it can be sent although a newer one replaces it meanwhile.
+#[derive(Debug, Clone)]
+pub struct CheckpointFile {
+    pub file: Arc<File>,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub struct Loaded {
+    pub state: State,
+    pub meta: CheckpointMeta,
+    pub file: CheckpointFile,
+}
+
+/// The directory of one replica's checkpoints.
+#[derive(Debug, Clone)]
+pub struct CheckpointDirectory {
+    path: PathBuf,
+}
+
+impl CheckpointDirectory {
+    /// Makes the directory, and removes what was not finished.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(io)?;
+        for entry in fs::read_dir(path).map_err(io)? {
+            let file = entry.map_err(io)?.path();
+            if file.extension().is_some_and(|extension| extension == "tmp") {
+                fs::remove_file(&file).map_err(io)?;
+            }
+        }
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are reported through `skipped`.
+    pub fn load(&self, mut skipped: impl FnMut(CheckpointError)) -> Result<Option<Loaded>, CheckpointError> {
+        let mut last_error = None;
+        for path in self.files()?.into_iter().rev() {
+            match read(&path) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(error) => {
+                    if let Some(earlier) = last_error.replace(error) {
+                        skipped(earlier);
+                    }
+                }
+            }
+        }
+        last_error.map_or(Ok(None), Err)
+    }
+
+    /// Writes a checkpoint and makes it the newest.
+    pub fn write(&self, state: &State, meta: &CheckpointMeta) -> Result<CheckpointFile, CheckpointError> {
+        let temporary = self.temporary();
+        let io = |source| CheckpointError::Io { path: temporary.clone(), source };
+        let mut writer = RecordWriter { out: BufWriter::new(File::create(&temporary).map_err(io)?), records: 0 };
+        write_records(&mut writer, state, meta).map_err(io)?;
+        let file = writer.out.into_inner().map_err(|error| io(error.into_error()))?;
+        file.sync_all().map_err(io)?;
+        self.adopt(&temporary, meta)
+    }
+
+    /// A name for a file that is being received or written.
+    pub fn temporary(&self) -> PathBuf {
+        self.path.join(format!("{:032x}.tmp", rand::random::<u128>()))
+    }
+
+    /// Makes a whole and synced file the newest checkpoint.
+    pub fn adopt(&self, temporary: &Path, meta: &CheckpointMeta) -> Result<CheckpointFile, CheckpointError> {
+        let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
+        let path = self.path.join(format!("{PREFIX}{index:020}{SUFFIX}"));
+        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        fs::rename(temporary, &path).map_err(io)?;
+        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(io)?;
+        let mut files = self.files()?;
+        let newest = files.split_off(files.len().saturating_sub(KEPT));
+        drop(newest);
+        for old in files {
+            fs::remove_file(&old).map_err(|source| CheckpointError::Io { path: old.clone(), source })?;
+        }
+        open_file(&path).map_err(io)
+    }
+
+    /// Whole checkpoints, oldest first.
+    fn files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<CheckpointFile> {
+    let file = File::open(path)?;
+    let size_bytes = file.metadata()?.len();
+    Ok(CheckpointFile { file: Arc::new(file), path: path.to_owned(), size_bytes })
+}
+
+struct RecordWriter {
+    out: BufWriter<File>,
+    records: u64,
+}
+
+impl RecordWriter {
+    fn put(&mut self, record: Record) -> io::Result<()> {
+        let bytes = pb::StoredCheckpointRecord { record: Some(record) }.encode_to_vec();
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.out.write_all(&length.to_le_bytes())?;
+        self.out.write_all(&crc32c::crc32c(&bytes).to_le_bytes())?;
+        self.out.write_all(&bytes)?;
+        self.records += 1;
+        Ok(())
+    }
+}
+
+fn write_records(writer: &mut RecordWriter, state: &State, meta: &CheckpointMeta) -> io::Result<()> {
+    writer.put(Record::Header(header(state, meta)))?;
+    for (id, replica) in &state.replicas {
+        writer.put(Record::Replica(replica_to(*id, replica)))?;
+    }
+    for node in state.nodes.values() {
+        writer.put(Record::Node(node.as_ref().into()))?;
+    }
+    for template in state.templates.values() {
+        writer.put(Record::Template(template.as_ref().into()))?;
+    }
+    for (id, tenant) in &state.tenants {
+        writer.put(Record::Tenant(tenant_to(id, tenant)))?;
+    }
+    for sandbox in state.sandboxes.values() {
+        writer.put(Record::Sandbox(sandbox.as_ref().into()))?;
+    }
+    for (scope, id, answer) in state.requests.iter() {
+        writer.put(Record::Answer(answer_to(scope, id, answer)))?;
+    }
+    let records = writer.records;
+    writer.put(Record::End(pb::StoredCheckpointEnd { records }))
+}
+
+fn header(state: &State, meta: &CheckpointMeta) -> pb::StoredCheckpointHeader {
+    pb::StoredCheckpointHeader {
+        version: VERSION,
+        ledger_id: state.ledger_id.map(|id| id.0.to_be_bytes().to_vec()).unwrap_or_default(),
+        revision: state.revision,
+        log_time_ms: state.log_time.0,
+        epoch_floor: state.epoch_floor.0,
+        last_log_id: meta.last_log_id.as_ref().map(log_id_to),
+        membership: Some(membership_to(meta.last_membership.log_id().as_ref(), meta.last_membership.membership())),
+    }
+}
+
+/// Reads and checks a whole checkpoint.
+pub fn read(path: &Path) -> Result<Loaded, CheckpointError> {
+    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let damaged = |what: String| CheckpointError::Damaged { path: path.to_owned(), what };
+    let file = open_file(path).map_err(io)?;
+    let mut reader = BufReader::new(file.file.as_ref());
+    let mut builder = Builder::default();
+    loop {
+        let record = next_record(&mut reader).map_err(|error| damaged(error.to_string()))?;
+        if let Record::End(end) = record {
+            return match builder.finish(end.records) {
+                Ok((state, meta)) => Ok(Loaded { state, meta, file }),
+                Err(error) => Err(damaged(error.to_string())),
+            };
+        }
+        builder.add(record).map_err(|error| damaged(error.to_string()))?;
+    }
+}
+
+fn next_record(reader: &mut impl Read) -> io::Result<Record> {
+    let mut frame = [0u8; 8];
+    reader.read_exact(&mut frame)?;
+    let [l0, l1, l2, l3, c0, c1, c2, c3] = frame;
+    let (length, crc) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    if length > MAX_RECORD_BYTES {
+        return Err(invalid("a record is longer than any that is written"));
+    }
+    let mut bytes = vec![0u8; usize::try_from(length).map_err(io::Error::other)?];
+    reader.read_exact(&mut bytes)?;
+    if crc32c::crc32c(&bytes) != crc {
+        return Err(invalid("a record's CRC is wrong"));
+    }
+    let record = pb::StoredCheckpointRecord::decode(bytes.as_slice()).map_err(CodecError::from)?;
+    record.record.ok_or_else(|| invalid("a record of an unknown kind: written by a newer build"))
+}
+
+/// A state under construction.
+#[derive(Default)]
+struct Builder {
+    state: State,
+    meta: Option<CheckpointMeta>,
+    records: u64,
+}
+
+impl Builder {
+    fn add(&mut self, record: Record) -> Result<(), CodecError> {
+        self.records += 1;
+        let state = &mut self.state;
+        match record {
+            Record::Header(header) => self.meta = Some(read_header(state, header)?),
+            Record::Replica(replica) => {
+                let (id, replica) = replica_from(replica)?;
+                state.replicas.insert(id, replica);
+            }
+            Record::Node(node) => {
+                let node = Node::try_from(node)?;
+                state.nodes.insert(node.id.clone(), Arc::new(node));
+            }
+            Record::Template(template) => {
+                let template = Template::try_from(template)?;
+                state.templates.insert(template.id.clone(), Arc::new(template));
+            }
+            Record::Tenant(tenant) => {
+                let (id, tenant) = tenant_from(&tenant)?;
+                state.tenants.insert(id, tenant);
+            }
+            Record::Sandbox(sandbox) => state.put_sandbox(Arc::new(Sandbox::try_from(sandbox)?)),
+            Record::Answer(answer) => {
+                let (scope, id, answer) = answer_from(answer)?;
+                state.requests.insert(scope, id, answer);
+            }
+            Record::End(_) => {}
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, records: u64) -> Result<(State, CheckpointMeta), CodecError> {
+        let meta = self.meta.ok_or(CodecError::Missing { field: "checkpoint.header" })?;
+        if records != self.records {
+            return Err(CodecError::Malformed { field: "checkpoint.end" });
+        }
+        self.state.events = EventRing::starting_after(self.state.revision);
+        Ok((self.state, meta))
+    }
+}
+
+fn read_header(state: &mut State, header: pb::StoredCheckpointHeader) -> Result<CheckpointMeta, CodecError> {
+    super::codec::check_version(header.version, "checkpoint")?;
+    state.ledger_id = match header.ledger_id.as_slice() {
+        [] => None,
+        bytes => {
+            let id = bytes.try_into().map_err(|_| CodecError::Malformed { field: "ledger_id" })?;
+            Some(LedgerId(u128::from_be_bytes(id)))
+        }
+    };
+    state.revision = header.revision;
+    state.log_time = LogTime(header.log_time_ms);
+    state.epoch_floor = Epoch(header.epoch_floor);
+    let membership = header.membership.ok_or(CodecError::Missing { field: "checkpoint.membership" })?;
+    Ok(CheckpointMeta {
+        last_log_id: header.last_log_id.as_ref().map(log_id_from),
+        last_membership: membership_from(&membership)?,
+    })
+}

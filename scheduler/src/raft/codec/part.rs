@@ -1,0 +1,220 @@
+//! Pieces that commands and entities share.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName, TemplateId, TenantId};
+use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::v1 as pb;
+use warren_proto::v1::stored_pending_reason::Code;
+
+use super::{CodecError, require};
+use crate::state::command::{RequestKey, TemplateSpec};
+use crate::state::node::NodeReport;
+use crate::state::sandbox::{Exit, PendingCode, PendingReason, SandboxSpec};
+
+pub(super) fn sandbox(text: &str, field: &'static str) -> Result<SandboxName, CodecError> {
+    SandboxName::parse(text).map_err(|_| CodecError::Malformed { field })
+}
+
+pub(super) fn node(text: &str, field: &'static str) -> Result<NodeId, CodecError> {
+    NodeId::parse(text).map_err(|_| CodecError::Malformed { field })
+}
+
+pub(super) fn template(text: &str, field: &'static str) -> Result<TemplateId, CodecError> {
+    TemplateId::parse(text).map_err(|_| CodecError::Malformed { field })
+}
+
+pub(super) fn tenant(text: &str, field: &'static str) -> Result<TenantId, CodecError> {
+    TenantId::parse(text).map_err(|_| CodecError::Malformed { field })
+}
+
+/// `None` stands as the empty string.
+pub(super) fn optional<T>(
+    text: &str,
+    parse: fn(&str, &'static str) -> Result<T, CodecError>,
+    field: &'static str,
+) -> Result<Option<T>, CodecError> {
+    if text.is_empty() { Ok(None) } else { parse(text, field).map(Some) }
+}
+
+pub(super) fn text<T: ToString>(value: Option<&T>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
+}
+
+pub(super) fn array<const N: usize>(bytes: &[u8], field: &'static str) -> Result<[u8; N], CodecError> {
+    bytes.try_into().map_err(|_| CodecError::Malformed { field })
+}
+
+pub(super) fn u128_of(bytes: &[u8], field: &'static str) -> Result<u128, CodecError> {
+    array(bytes, field).map(u128::from_be_bytes)
+}
+
+pub(super) fn u128_bytes(value: u128) -> Vec<u8> {
+    value.to_be_bytes().to_vec()
+}
+
+pub(super) fn epoch(value: u64) -> Epoch {
+    Epoch(value)
+}
+
+pub(super) fn pairs(map: &BTreeMap<String, String>) -> Vec<pb::StoredPair> {
+    map.iter().map(|(key, value)| pb::StoredPair { key: key.clone(), value: value.clone() }).collect()
+}
+
+pub(super) fn map(pairs: Vec<pb::StoredPair>) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
+}
+
+pub(super) fn digests(set: &BTreeSet<Digest>) -> Vec<Vec<u8>> {
+    set.iter().map(|digest| digest.0.to_vec()).collect()
+}
+
+pub(super) fn digest_set(list: &[Vec<u8>]) -> Result<BTreeSet<Digest>, CodecError> {
+    list.iter().map(|bytes| array(bytes, "template_digests").map(Digest)).collect()
+}
+
+pub(super) fn resources_to(from: Resources) -> pb::StoredResources {
+    pb::StoredResources { cpu_milli: from.cpu.0, memory_bytes: from.memory.0, disk_bytes: from.disk.0 }
+}
+
+pub(super) fn resources(from: Option<pb::StoredResources>) -> Result<Resources, CodecError> {
+    let from = require(from, "resources")?;
+    Ok(Resources { cpu: MilliCpu(from.cpu_milli), memory: Bytes(from.memory_bytes), disk: Bytes(from.disk_bytes) })
+}
+
+impl From<&NodeReport> for pb::StoredNodeReport {
+    fn from(from: &NodeReport) -> Self {
+        Self {
+            incarnation: u128_bytes(from.incarnation),
+            address: from.address.clone(),
+            tls: from.tls,
+            capacity: Some(resources_to(from.capacity)),
+            labels: pairs(&from.labels),
+            drivers: from.drivers.clone(),
+            agent_version: from.agent_version.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::StoredNodeReport> for NodeReport {
+    type Error = CodecError;
+    fn try_from(from: pb::StoredNodeReport) -> Result<Self, CodecError> {
+        Ok(Self {
+            incarnation: u128_of(&from.incarnation, "report.incarnation")?,
+            address: from.address,
+            tls: from.tls,
+            capacity: resources(from.capacity)?,
+            labels: map(from.labels),
+            drivers: from.drivers,
+            agent_version: from.agent_version,
+        })
+    }
+}
+
+impl From<&TemplateSpec> for pb::StoredTemplateSpec {
+    fn from(from: &TemplateSpec) -> Self {
+        Self {
+            digest: from.digest.0.to_vec(),
+            size_bytes: from.size_bytes,
+            default_command: from.default_command.clone(),
+            environment: pairs(&from.environment),
+            working_directory: from.working_directory.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::StoredTemplateSpec> for TemplateSpec {
+    type Error = CodecError;
+    fn try_from(from: pb::StoredTemplateSpec) -> Result<Self, CodecError> {
+        Ok(Self {
+            digest: Digest(array(&from.digest, "template.digest")?),
+            size_bytes: from.size_bytes,
+            default_command: from.default_command,
+            environment: map(from.environment),
+            working_directory: from.working_directory,
+        })
+    }
+}
+
+impl From<&SandboxSpec> for pb::StoredSandboxSpec {
+    fn from(from: &SandboxSpec) -> Self {
+        Self {
+            template: from.template.to_string(),
+            command: from.command.clone(),
+            environment: pairs(&from.environment),
+            working_directory: from.working_directory.clone(),
+            labels: pairs(&from.labels),
+            resources: Some(resources_to(from.resources)),
+            pids: from.pids,
+        }
+    }
+}
+
+impl TryFrom<pb::StoredSandboxSpec> for SandboxSpec {
+    type Error = CodecError;
+    fn try_from(from: pb::StoredSandboxSpec) -> Result<Self, CodecError> {
+        Ok(Self {
+            template: template(&from.template, "spec.template")?,
+            command: from.command,
+            environment: map(from.environment),
+            working_directory: from.working_directory,
+            labels: map(from.labels),
+            resources: resources(from.resources)?,
+            pids: from.pids,
+        })
+    }
+}
+
+impl From<&PendingReason> for pb::StoredPendingReason {
+    fn from(from: &PendingReason) -> Self {
+        let code = match from.code {
+            PendingCode::NoNodes => Code::NoNodes,
+            PendingCode::ShortOfCpu => Code::ShortOfCpu,
+            PendingCode::ShortOfMemory => Code::ShortOfMemory,
+            PendingCode::ShortOfDisk => Code::ShortOfDisk,
+            PendingCode::TooLarge => Code::TooLarge,
+            PendingCode::Conflict => Code::Conflict,
+            PendingCode::StartFailed => Code::StartFailed,
+        };
+        Self { code: code.into(), message: from.message.clone() }
+    }
+}
+
+impl TryFrom<pb::StoredPendingReason> for PendingReason {
+    type Error = CodecError;
+    fn try_from(from: pb::StoredPendingReason) -> Result<Self, CodecError> {
+        let code = match from.code() {
+            Code::NoNodes => PendingCode::NoNodes,
+            Code::ShortOfCpu => PendingCode::ShortOfCpu,
+            Code::ShortOfMemory => PendingCode::ShortOfMemory,
+            Code::ShortOfDisk => PendingCode::ShortOfDisk,
+            Code::TooLarge => PendingCode::TooLarge,
+            Code::Conflict => PendingCode::Conflict,
+            Code::StartFailed => PendingCode::StartFailed,
+            Code::Unspecified => return Err(CodecError::Missing { field: "reason.code" }),
+        };
+        Ok(Self { code, message: from.message })
+    }
+}
+
+impl From<&RequestKey> for pb::StoredRequestKey {
+    fn from(from: &RequestKey) -> Self {
+        Self { id: u128_bytes(from.id), payload: from.payload.to_vec() }
+    }
+}
+
+pub(super) fn request(from: Option<pb::StoredRequestKey>) -> Result<Option<RequestKey>, CodecError> {
+    let Some(from) = from else { return Ok(None) };
+    Ok(Some(RequestKey { id: u128_of(&from.id, "request.id")?, payload: array(&from.payload, "request.payload")? }))
+}
+
+impl From<Exit> for pb::StoredExit {
+    fn from(from: Exit) -> Self {
+        Self { code: from.code, signal: from.signal, oom_killed: from.oom_killed }
+    }
+}
+
+pub(super) fn exit(from: Option<pb::StoredExit>) -> Exit {
+    let from = from.unwrap_or_default();
+    Exit { code: from.code, signal: from.signal, oom_killed: from.oom_killed }
+}

@@ -1,0 +1,28 @@
+//! The replicated log: openraft over gRPC, its log on sled, its checkpoints in plain files.
+//!
+//! Nothing outside this module names openraft or sled. Others hold a [`Replica`]: they propose commands, read state, and
+//! watch who leads.
+
+mod batcher;
+mod checkpoint;
+mod codec;
+mod log_store;
+mod network;
+mod replica;
+mod service;
+mod state_machine;
+mod types;
+
+pub use log_store::{LogStore, OpenError};
+pub use replica::{
+    LeaderInfo, Leadership, MemberRole, MemberStatus, ProposeError, Replica, ReplicaConfig, ReplicaStatus, StartError,
+};
+pub use types::Member;
+
+/// For tests of the store alone, from outside this crate.
+#[doc(hidden)]
+pub mod testing {
+    pub use super::checkpoint::CheckpointDirectory;
+    pub use super::state_machine::StateMachine;
+    pub use super::types::{Batch, Entry, LogId, TypeConfig, Vote};
+}

@@ -1,0 +1,451 @@
+//! The handle to one replica of the log.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, ServerTlsConfig};
+use tracing::{error, info};
+use warren_proto::client::ClientTls;
+use warren_proto::ids::ReplicaId;
+use warren_proto::v1::raft_service_server::RaftServiceServer;
+
+use super::batcher::{self, MAX_BATCH_BYTES, Proposal, encoded_bytes};
+use super::checkpoint::{CheckpointDirectory, CheckpointError};
+use super::log_store::{LogStore, OpenError};
+use super::network::{MAX_MESSAGE_BYTES, Network};
+use super::service::RaftApi;
+use super::state_machine::StateMachine;
+use super::types::{Member, Outcome, Raft, TypeConfig};
+use crate::state::State;
+use crate::state::command::Command;
+
+/// Threads of Raft's own runtime: what the API does cannot hold up heartbeats.
+const RAFT_THREADS: usize = 2;
+
+/// Entries that stay in the log after a checkpoint, for followers that are a little behind.
+const KEPT_AFTER_CHECKPOINT: u64 = 2_000;
+
+/// How many checkpoint intervals a follower may lag before it is sent a checkpoint instead of entries.
+const LAG_INTERVALS: u64 = 2;
+
+/// How long one round of hearing from a quorum may take, in election timeouts.
+const READ_TIMEOUT_ELECTIONS: u32 = 4;
+
+/// How long a stopping replica waits for its peers' calls.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a replica must be told.
+#[derive(Debug, Clone)]
+pub struct ReplicaConfig {
+    pub id: ReplicaId,
+    pub data_dir: PathBuf,
+    /// Used when the data directory is empty: the first members of a new ledger, this one among them.
+    pub initial_members: BTreeMap<ReplicaId, Member>,
+    pub heartbeat: Duration,
+    /// Shortest; elections are randomised up to twice as long.
+    pub election_timeout: Duration,
+    pub tls: ClientTls,
+    /// Log entries between two checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// Why a replica does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(
+        "the log begins after entry {purged} and the newest whole checkpoint ends at {applied}: what lies between is \
+         lost. Keep a copy of the directory, and let the replica join again, empty and under a new id"
+    )]
+    Gap { purged: u64, applied: u64 },
+    #[error("raft configuration: {0}")]
+    Config(#[from] openraft::ConfigError),
+    #[error("start raft: {0}")]
+    Raft(String),
+    #[error("start raft's threads: {0}")]
+    Threads(#[from] io::Error),
+}
+
+/// Why a command was not committed, or may not have been.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing happened, for certain.
+    #[error("this replica does not lead")]
+    NotLeader { leader: Option<LeaderInfo> },
+    #[error("leadership was lost or the quorum did not answer: the command may or may not take effect")]
+    OutcomeUnknown,
+    /// Nothing happened, for certain.
+    #[error("too many proposals are waiting")]
+    Overloaded,
+    /// Nothing happened, for certain.
+    #[error("the command has {bytes} bytes, the limit is {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("this replica is stopping")]
+    Stopped,
+}
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderInfo {
+    pub id: ReplicaId,
+    pub api_address: String,
+}
+
+impl LeaderInfo {
+    pub(super) fn new(id: Option<u64>, member: Option<&Member>) -> Option<Self> {
+        Some(Self { id: ReplicaId(id?), api_address: member?.api_address.clone() })
+    }
+}
+
+/// Whether this replica leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leadership {
+    /// It does, and has applied the first entry of its term.
+    Leader {
+        term: u64,
+    },
+    Follower {
+        leader: Option<LeaderInfo>,
+    },
+}
+
+/// What a replica knows of itself. Indexes are 0 where there is nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    pub id: ReplicaId,
+    pub leader: Option<ReplicaId>,
+    pub term: u64,
+    pub last_log_index: u64,
+    pub applied_index: u64,
+    pub checkpoint_index: u64,
+    /// Durable syncs of the log since the start.
+    pub sync_count: u64,
+}
+
+/// What a member is in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberRole {
+    Leader,
+    Follower,
+    Learner,
+}
+
+/// A member, as this replica sees it. Only a leader knows what the others have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    pub id: ReplicaId,
+    pub api_address: String,
+    pub peer_address: String,
+    pub role: MemberRole,
+    pub matched_index: u64,
+    /// Heard from within the last election timeout.
+    pub reachable: bool,
+}
+
+/// One replica. Clones share it.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    id: ReplicaId,
+    raft: Raft,
+    store: LogStore,
+    checkpoints: CheckpointDirectory,
+    states: watch::Receiver<Arc<State>>,
+    leadership: watch::Receiver<Leadership>,
+    proposals: mpsc::Sender<Proposal>,
+    election_timeout: Duration,
+    runtime: Option<Runtime>,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn raft_config(config: &ReplicaConfig) -> Result<Config, openraft::ConfigError> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: "warren".to_owned(),
+        heartbeat_interval: ms(config.heartbeat),
+        election_timeout_min: ms(config.election_timeout),
+        election_timeout_max: ms(config.election_timeout).saturating_mul(2),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_every),
+        // Longer than an interval, or a follower would be sent checkpoints for ever.
+        replication_lag_threshold: config.checkpoint_every.saturating_mul(LAG_INTERVALS),
+        max_in_snapshot_log_to_keep: KEPT_AFTER_CHECKPOINT,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        ..Config::default()
+    }
+    .validate()
+}
+
+impl Replica {
+    /// Opens the store, starts Raft on its own threads, and forms a new ledger with the initial members where the store is
+    /// empty.
+    pub async fn start(config: ReplicaConfig) -> Result<Self, StartError> {
+        let raft_config = Arc::new(raft_config(&config)?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()?;
+        let opening = config.clone();
+        let opened = runtime.spawn_blocking(move || open(&opening)).await;
+        let (store, machine, checkpoints) = match opened {
+            Ok(opened) => opened?,
+            Err(error) => return Err(StartError::Raft(error.to_string())),
+        };
+        let states = machine.subscribe();
+        let network = Network { tls: config.tls.clone() };
+        let (id, log) = (config.id.0, store.clone());
+        let started = runtime.spawn(async move { Raft::new(id, raft_config, network, log, machine).await }).await;
+        let raft =
+            started.map_err(|e| StartError::Raft(e.to_string()))?.map_err(|e| StartError::Raft(e.to_string()))?;
+        initialize(&raft, &config).await?;
+
+        let (leading, leadership) = watch::channel(Leadership::Follower { leader: None });
+        runtime.spawn(watch_leadership(raft.clone(), leading));
+        let (proposals, queue) = mpsc::channel(batcher::QUEUE);
+        runtime.spawn(batcher::run(raft.clone(), queue));
+        Ok(Self(Arc::new(Inner {
+            id: config.id,
+            raft,
+            store,
+            checkpoints,
+            states,
+            leadership,
+            proposals,
+            election_timeout: config.election_timeout,
+            runtime: Some(runtime),
+            stop: CancellationToken::new(),
+        })))
+    }
+
+    /// Serves the other replicas on `listener`, on Raft's own threads, until [`shutdown`](Self::shutdown).
+    pub fn serve_peers(
+        &self,
+        listener: TcpListener,
+        tls: Option<ServerTlsConfig>,
+    ) -> Result<(), tonic::transport::Error> {
+        let api = RaftApi { raft: self.0.raft.clone(), checkpoints: self.0.checkpoints.clone() };
+        let service = RaftServiceServer::new(api)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let mut server = Server::builder().tcp_nodelay(true);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls)?;
+        }
+        let stop = self.0.stop.clone();
+        let Some(runtime) = &self.0.runtime else { return Ok(()) };
+        runtime.spawn(async move {
+            let incoming = TcpListenerStream::new(listener);
+            let served = server.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
+            if let Err(error) = served.await {
+                error!(%error, "serve peers");
+            }
+        });
+        Ok(())
+    }
+
+    pub fn id(&self) -> ReplicaId {
+        self.0.id
+    }
+
+    /// Commits a command; the answer is what `apply` made of it. Goes on when the caller goes away.
+    pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+        if let Leadership::Follower { leader } = &*self.0.leadership.borrow() {
+            return Err(ProposeError::NotLeader { leader: leader.clone() });
+        }
+        let bytes = encoded_bytes(&command);
+        if bytes > MAX_BATCH_BYTES {
+            return Err(ProposeError::TooLarge { bytes, limit: MAX_BATCH_BYTES });
+        }
+        let (answer, wait) = oneshot::channel();
+        let queued = self.0.proposals.try_send(Proposal { command, bytes, answer });
+        queued.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+        })?;
+        wait.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// The state as of the last applied entry here.
+    pub fn state(&self) -> Arc<State> {
+        self.0.states.borrow().clone()
+    }
+
+    /// Follows the state; a value is there before those who caused it are answered.
+    pub fn watch_state(&self) -> watch::Receiver<Arc<State>> {
+        self.0.states.clone()
+    }
+
+    /// A state that holds everything that was acknowledged before the call. On the leader only.
+    pub async fn read(&self) -> Result<Arc<State>, ProposeError> {
+        let linearizer = self.linearizer().await?;
+        match linearizer.await_ready(&self.0.raft).await {
+            Ok(_ready) => Ok(self.state()),
+            Err(_fatal) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// Returns once a quorum has acknowledged this leader later than the call.
+    pub async fn confirm_leadership(&self) -> Result<(), ProposeError> {
+        self.linearizer().await.map(drop)
+    }
+
+    async fn linearizer(&self) -> Result<openraft::raft::linearizable_read::Linearizer<TypeConfig>, ProposeError> {
+        let asking = self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(self.0.election_timeout * READ_TIMEOUT_ELECTIONS, asking).await {
+            Ok(Ok(linearizer)) => Ok(linearizer),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                Err(ProposeError::NotLeader {
+                    leader: LeaderInfo::new(forward.leader_id, forward.leader_node.as_ref()),
+                })
+            }
+            Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
+            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.clone()
+    }
+
+    pub fn status(&self) -> ReplicaStatus {
+        let metrics = self.metrics();
+        ReplicaStatus {
+            id: self.0.id,
+            leader: metrics.current_leader.map(ReplicaId),
+            term: metrics.current_term,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
+            checkpoint_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
+            sync_count: self.0.store.sync_count(),
+        }
+    }
+
+    fn metrics(&self) -> openraft::RaftMetrics<TypeConfig> {
+        self.0.raft.metrics().borrow_watched().clone()
+    }
+
+    /// The group as this replica knows it, by id.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let own = self.0.id.0;
+        membership
+            .nodes()
+            .map(|(id, member)| {
+                let matched = metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
+                let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(id).copied().flatten());
+                let heard = heard.is_some_and(|at| at.elapsed() <= self.0.election_timeout);
+                MemberStatus {
+                    id: ReplicaId(*id),
+                    api_address: member.api_address.clone(),
+                    peer_address: member.peer_address.clone(),
+                    role: match metrics.current_leader {
+                        Some(leader) if leader == *id => MemberRole::Leader,
+                        _ if voters.contains(id) => MemberRole::Follower,
+                        _ => MemberRole::Learner,
+                    },
+                    matched_index: match matched {
+                        _ if *id == own => metrics.last_log_index.unwrap_or(0),
+                        matched => matched.map_or(0, |log_id| log_id.index),
+                    },
+                    reachable: *id == own || heard,
+                }
+            })
+            .collect()
+    }
+
+    /// Stops Raft and its server. The store is closed when the last clone goes.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        if let Err(error) = self.0.raft.shutdown().await {
+            error!(%error, "stop raft");
+        }
+    }
+}
+
+type Opened = (LogStore, StateMachine, CheckpointDirectory);
+
+/// Reads what is on disk, and makes sure that checkpoint and log meet.
+fn open(config: &ReplicaConfig) -> Result<Opened, StartError> {
+    let store = LogStore::open(&config.data_dir.join("log"))?;
+    let checkpoints = CheckpointDirectory::open(&config.data_dir.join("checkpoints"))?;
+    let machine = StateMachine::open(checkpoints.clone())?;
+    let applied = machine.applied_index().unwrap_or(0);
+    match store.purged_index().map_err(StartError::Threads)? {
+        Some(purged) if purged > applied => Err(StartError::Gap { purged, applied }),
+        _ => Ok((store, machine, checkpoints)),
+    }
+}
+
+async fn initialize(raft: &Raft, config: &ReplicaConfig) -> Result<(), StartError> {
+    let error = |e: String| StartError::Raft(format!("form a new ledger: {e}"));
+    if config.initial_members.is_empty() || raft.is_initialized().await.map_err(|e| error(e.to_string()))? {
+        return Ok(());
+    }
+    let members: BTreeMap<u64, Member> = config.initial_members.iter().map(|(id, m)| (id.0, m.clone())).collect();
+    info!(members = ?members.keys().collect::<Vec<_>>(), "forming a new ledger");
+    match raft.initialize(members).await {
+        // Another member was faster, and this one has heard of it.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(other) => Err(error(other.to_string())),
+    }
+}
+
+/// Turns openraft's metrics into [`Leadership`], until Raft stops.
+async fn watch_leadership(raft: Raft, leading: watch::Sender<Leadership>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = {
+            let seen = metrics.borrow_and_update();
+            let applied_term = seen.last_applied.map(|log_id| log_id.leader_id.term);
+            if seen.state == ServerState::Leader && applied_term == Some(seen.current_term) {
+                Leadership::Leader { term: seen.current_term }
+            } else {
+                let leader = seen.current_leader.filter(|id| *id != seen.id);
+                let member = leader.and_then(|id| seen.membership_config.get_node(&id).cloned());
+                Leadership::Follower { leader: LeaderInfo::new(leader, member.as_ref()) }
+            }
+        };
+        leading.send_if_modified(|current| {
+            let changed = *current != now;
+            *current = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What other replicas ask of this one: the server side of `network`.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::storage::Snapshot;
+use tonic::{Request, Response, Status, Streaming};
+use warren_proto::v1 as pb;
+use warren_proto::v1::append_entries_response::Result as WireResult;
+use warren_proto::v1::install_checkpoint_request::Message as InstallMessage;
+use warren_proto::v1::raft_service_server::RaftService;
+
+use super::checkpoint::{CheckpointDirectory, CheckpointFile};
+use super::codec::log::{entry_from, log_id_to, membership_from, vote_to};
+use super::network::{log_id_of, vote_required};
+use super::types::{CheckpointMeta, Raft, TypeConfig};
+
+/// Serves `RaftService` for one replica.
+pub(super) struct RaftApi {
+    pub raft: Raft,
+    pub checkpoints: CheckpointDirectory,
+}
+
+/// A peer sent what cannot be read.
+fn malformed(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// This replica cannot go on; its log says why.
+fn failed(error: impl ToString) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn vote_request(from: Option<&pb::VoteRequest>) -> Result<VoteRequest<TypeConfig>, Status> {
+    let from = from.ok_or_else(|| malformed("no vote"))?;
+    Ok(VoteRequest {
+        vote: vote_required(from.vote.as_ref()).map_err(malformed)?,
+        last_log_id: log_id_of(from.last_log_id.as_ref()),
+        leadership_transfer: from.leadership_transfer,
+    })
+}
+
+fn vote_response(from: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
+    pb::VoteResponse {
+        vote: Some(vote_to(&from.vote)),
+        granted: from.vote_granted,
+        last_log_id: from.last_log_id.as_ref().map(log_id_to),
+    }
+}
+
+#[tonic::async_trait]
+impl RaftService for RaftApi {
+    async fn append_entries(
+        &self,
+        request: Request<pb::AppendEntriesRequest>,
+    ) -> Result<Response<pb::AppendEntriesResponse>, Status> {
+        let request = request.into_inner();
+        let entries = request.entries.into_iter().map(entry_from).collect::<Result<Vec<_>, _>>().map_err(malformed)?;
+        let rpc = AppendEntriesRequest {
+            vote: vote_required(request.vote.as_ref()).map_err(malformed)?,
+            prev_log_id: log_id_of(request.previous.as_ref()),
+            entries,
+            leader_commit: log_id_of(request.leader_commit.as_ref()),
+        };
+        let result = match self.raft.append_entries(rpc).await.map_err(failed)? {
+            AppendEntriesResponse::Success => WireResult::Success(pb::StoredBlank {}),
+            AppendEntriesResponse::PartialSuccess(matched) => {
+                WireResult::Partial(pb::PartialSuccess { matched: matched.as_ref().map(log_id_to) })
+            }
+            AppendEntriesResponse::Conflict => WireResult::Conflict(pb::StoredBlank {}),
+            AppendEntriesResponse::HigherVote(vote) => WireResult::HigherVote(vote_to(&vote)),
+        };
+        Ok(Response::new(pb::AppendEntriesResponse { result: Some(result) }))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let rpc = vote_request(Some(&request.into_inner()))?;
+        Ok(Response::new(vote_response(&self.raft.vote(rpc).await.map_err(failed)?)))
+    }
+
+    async fn pre_vote(&self, request: Request<pb::PreVoteRequest>) -> Result<Response<pb::PreVoteResponse>, Status> {
+        let rpc = vote_request(request.into_inner().vote.as_ref())?;
+        let vote = vote_response(&self.raft.pre_vote(rpc).await.map_err(failed)?);
+        Ok(Response::new(pb::PreVoteResponse { vote: Some(vote) }))
+    }
+
+    async fn install_checkpoint(
+        &self,
+        request: Request<Streaming<pb::InstallCheckpointRequest>>,
+    ) -> Result<Response<pb::InstallCheckpointResponse>, Status> {
+        let mut stream = request.into_inner();
+        let header = match stream.message().await?.and_then(|first| first.message) {
+            Some(InstallMessage::Header(header)) => header,
+            _ => return Err(malformed("the first message must be `header`")),
+        };
+        let vote = vote_required(header.vote.as_ref()).map_err(malformed)?;
+        let membership = membership_from(&header.membership.unwrap_or_default()).map_err(malformed)?;
+        let meta = CheckpointMeta { last_log_id: log_id_of(header.last_log_id.as_ref()), last_membership: membership };
+        let received = Received { path: self.checkpoints.temporary() };
+        let snapshot = receive(&mut stream, &received, header.size_bytes).await?;
+        let response = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(failed)?;
+        Ok(Response::new(pb::InstallCheckpointResponse { vote: Some(vote_to(&response.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferLeaderRequest>,
+    ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let from = vote_required(request.from_leader.as_ref()).map_err(malformed)?;
+        let rpc = TransferLeaderRequest::new(from, request.to_replica_id, log_id_of(request.last_log_id.as_ref()));
+        let refusal = match self.raft.handle_transfer_leader(rpc).await.map_err(failed)? {
+            Ok(()) => String::new(),
+            Err(refusal) => refusal.to_string(),
+        };
+        Ok(Response::new(pb::TransferLeaderResponse { refusal }))
+    }
+}
+
+/// A file that is being received; it goes unless it was renamed into place.
+struct Received {
+    path: PathBuf,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let _renamed_or_never_made = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Writes and syncs what arrives; it must be as long as was announced.
+async fn receive(
+    stream: &mut Streaming<pb::InstallCheckpointRequest>,
+    received: &Received,
+    size_bytes: u64,
+) -> Result<CheckpointFile, Status> {
+    let mut file = File::create(&received.path).map_err(failed)?;
+    let mut written = 0u64;
+    while let Some(message) = stream.message().await? {
+        let Some(InstallMessage::Chunk(chunk)) = message.message else { return Err(malformed("expected `chunk`")) };
+        written = written.saturating_add(chunk.len() as u64);
+        if written > size_bytes {
+            return Err(malformed("more bytes than were announced"));
+        }
+        file = tokio::task::spawn_blocking(move || file.write_all(&chunk).map(|()| file))
+            .await
+            .map_err(failed)?
+            .map_err(failed)?;
+    }
+    if written != size_bytes {
+        return Err(malformed(format!("{written} of {size_bytes} bytes arrived")));
+    }
+    let file = tokio::task::spawn_blocking(move || file.sync_all().map(|()| file)).await.map_err(failed)?;
+    Ok(CheckpointFile { file: Arc::new(file.map_err(failed)?), path: received.path.clone(), size_bytes })
+}

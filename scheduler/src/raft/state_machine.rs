@@ -1,0 +1,196 @@
+//! openraft's view of the state: applies what is committed, publishes it, writes and installs checkpoints.
+//!
+//! A new state is published before anybody who waits for it is answered, so an answer is never ahead of what can be read.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{Stream, TryStreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use super::checkpoint::{self, CheckpointDirectory, CheckpointError, CheckpointFile, Loaded};
+use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, TypeConfig};
+use crate::state::State;
+use crate::state::event::EventRing;
+
+/// Entries that are applied between two publications: readers wait no longer for the first of them.
+const PUBLISHED_AT_ONCE: usize = 64;
+
+type Checkpoint = openraft::type_config::alias::SnapshotOf<TypeConfig, CheckpointFile>;
+type Current = Arc<Mutex<Option<(CheckpointMeta, CheckpointFile)>>>;
+
+/// The state, in memory; made anew from the newest checkpoint and the log.
+#[derive(Debug)]
+pub struct StateMachine {
+    state: State,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    published: watch::Sender<Arc<State>>,
+    directory: CheckpointDirectory,
+    current: Current,
+}
+
+impl From<CheckpointError> for io::Error {
+    fn from(error: CheckpointError) -> Self {
+        Self::other(error)
+    }
+}
+
+impl StateMachine {
+    /// Starts from the newest whole checkpoint, or from nothing.
+    pub fn open(directory: CheckpointDirectory) -> Result<Self, CheckpointError> {
+        let loaded = directory.load(|damaged| error!(error = %damaged, "checkpoint skipped; an older one is tried"))?;
+        let mut machine = Self {
+            state: State { events: EventRing::starting_after(0), ..State::default() },
+            last_applied: None,
+            membership: StoredMembership::default(),
+            published: watch::Sender::new(Arc::new(State::default())),
+            directory,
+            current: Current::default(),
+        };
+        if let Some(loaded) = loaded {
+            machine.adopt(loaded);
+        }
+        Ok(machine)
+    }
+
+    /// Follows the published states.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<State>> {
+        self.published.subscribe()
+    }
+
+    /// Index of the last entry that the state holds.
+    pub fn applied_index(&self) -> Option<u64> {
+        self.last_applied.map(|log_id| log_id.index)
+    }
+
+    fn adopt(&mut self, loaded: Loaded) {
+        self.state = loaded.state;
+        self.last_applied = loaded.meta.last_log_id;
+        self.membership = loaded.meta.last_membership.clone();
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((loaded.meta, loaded.file));
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.published.send_replace(Arc::new(self.state.clone()));
+    }
+
+    fn apply_entry(&mut self, log_id: LogId, payload: &EntryPayload<Batch, u64, super::types::Member>) -> Vec<Outcome> {
+        self.last_applied = Some(log_id);
+        self.state.revision = log_id.index;
+        match payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(batch) => {
+                batch.commands.iter().map(|command| self.state.apply(log_id.index, command)).collect()
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(log_id), membership.clone());
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = CheckpointFile;
+    type SnapshotBuilder = CheckpointBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.last_applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut waiting = Vec::new();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let outcomes = self.apply_entry(entry.log_id(), &entry.payload);
+            waiting.push((responder, outcomes));
+            if waiting.len() >= PUBLISHED_AT_ONCE {
+                self.publish();
+                answer(&mut waiting);
+            }
+        }
+        self.publish();
+        answer(&mut waiting);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
+        CheckpointBuilder {
+            state: self.state.clone(),
+            meta: CheckpointMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() },
+            directory: self.directory.clone(),
+            current: self.current.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &CheckpointMeta, snapshot: CheckpointFile) -> Result<(), io::Error> {
+        let directory = self.directory.clone();
+        let wanted = meta.clone();
+        let loaded = tokio::task::spawn_blocking(move || install(&directory, &wanted, &snapshot)).await;
+        let loaded = loaded.map_err(io::Error::other)??;
+        info!(index = loaded.state.revision, sandboxes = loaded.state.sandboxes.len(), "checkpoint installed");
+        self.adopt(loaded);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Checkpoint>, io::Error> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(current.map(|(meta, file)| Snapshot { meta, snapshot: file }))
+    }
+}
+
+type Waiting = (Option<openraft::storage::ApplyResponder<TypeConfig>>, Vec<Outcome>);
+
+fn answer(waiting: &mut Vec<Waiting>) {
+    for (responder, outcomes) in waiting.drain(..) {
+        if let Some(responder) = responder {
+            responder.send(outcomes);
+        }
+    }
+}
+
+/// Checks a received file, makes it the newest on disk, and only then gives it out.
+fn install(
+    directory: &CheckpointDirectory,
+    meta: &CheckpointMeta,
+    received: &CheckpointFile,
+) -> Result<Loaded, io::Error> {
+    let loaded = checkpoint::read(&received.path)?;
+    if loaded.meta.last_log_id != meta.last_log_id {
+        let what = format!("checkpoint {} is not the one that was announced", received.path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    let file = directory.adopt(&received.path, meta)?;
+    Ok(Loaded { file, ..loaded })
+}
+
+/// Writes one checkpoint from an O(1) clone, while `apply` goes on.
+#[derive(Debug)]
+pub struct CheckpointBuilder {
+    state: State,
+    meta: CheckpointMeta,
+    directory: CheckpointDirectory,
+    current: Current,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
+    type SnapshotData = CheckpointFile;
+
+    async fn build_snapshot(&mut self) -> Result<Checkpoint, io::Error> {
+        let (directory, state, meta) = (self.directory.clone(), std::mem::take(&mut self.state), self.meta.clone());
+        // The clone is dropped on the blocking thread too: it may be the last owner of much memory.
+        let written = tokio::task::spawn_blocking(move || directory.write(&state, &meta)).await;
+        let file = written.map_err(io::Error::other)??;
+        let meta = self.meta.clone();
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), file.clone()));
+        Ok(Snapshot { meta, snapshot: file })
+    }
+}

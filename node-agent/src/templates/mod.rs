@@ -44,7 +44,7 @@ pub enum TemplateError {
     Size { digest: Digest, got: u64, want: u64 },
     #[error("template {want}: the bytes that came have digest {got}")]
     Digest { want: Digest, got: Digest },
-    #[error("template {digest}: the tar cannot be unpacked: {source}")]
+    #[error("template {digest}: the tar cannot be unpacked: {}", chain(source))]
     Unpack { digest: Digest, source: io::Error },
     #[error("template of {size} needs {need} of disk with its unpacked files, and {free} are free")]
     NoSpace { size: Bytes, need: Bytes, free: Bytes },
@@ -175,6 +175,17 @@ fn sweep(root: &Path) -> io::Result<BTreeSet<Digest>> {
         }
     }
     Ok(held)
+}
+
+/// The whole chain: `tar` names the file in one error and says what is wrong with it in the next.
+fn chain(error: &io::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        text = format!("{text}: {error}");
+        next = error.source();
+    }
+    text
 }
 
 /// A panic elsewhere does not make the set wrong: every change is one insertion.

@@ -1,5 +1,7 @@
 //! The agent between a scripted scheduler and a driver without a runtime: what it does and what it says.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::atomic::Ordering;

@@ -24,7 +24,7 @@ impl Candidates {
     }
 
     /// The address to try now.
-    pub fn next(&mut self) -> String {
+    pub fn next_address(&mut self) -> String {
         if let Some(leader) = self.hint.take() {
             return leader;
         }
@@ -77,23 +77,23 @@ mod tests {
     #[test]
     fn each_has_its_turn_and_then_the_round_is_over() {
         let mut candidates = candidates();
-        assert_eq!(candidates.next(), "a:1");
+        assert_eq!(candidates.next_address(), "a:1");
         assert!(!candidates.round_is_over());
-        assert_eq!(candidates.next(), "b:1");
+        assert_eq!(candidates.next_address(), "b:1");
         assert!(candidates.round_is_over());
-        assert_eq!(candidates.next(), "a:1");
+        assert_eq!(candidates.next_address(), "a:1");
     }
 
     #[test]
     fn the_named_leader_comes_first_but_not_for_ever() {
         let mut candidates = candidates();
-        assert_eq!(candidates.next(), "a:1");
+        assert_eq!(candidates.next_address(), "a:1");
         for _ in 0..MAX_REDIRECTS {
             assert!(candidates.redirect("c:1"));
-            assert_eq!(candidates.next(), "c:1");
+            assert_eq!(candidates.next_address(), "c:1");
         }
         assert!(!candidates.redirect("c:1"));
-        assert_eq!(candidates.next(), "b:1");
+        assert_eq!(candidates.next_address(), "b:1");
         candidates.welcomed(&[]);
         assert!(candidates.redirect("c:1"));
     }
@@ -102,7 +102,7 @@ mod tests {
     fn what_a_leader_names_is_tried_too() {
         let mut candidates = candidates();
         candidates.welcomed(&["b:1".into(), "c:1".into()]);
-        let round: Vec<String> = (0..3).map(|_| candidates.next()).collect();
+        let round: Vec<String> = (0..3).map(|_| candidates.next_address()).collect();
         assert_eq!(round, ["a:1", "b:1", "c:1"]);
         assert!(candidates.knows("c:1"));
         candidates.welcomed(&[]);

@@ -103,7 +103,7 @@ impl Session {
         let mut rounds = 0;
         let mut said_foreign = false;
         loop {
-            let address = self.candidates.next();
+            let address = self.candidates.next_address();
             let end = self.attempt(&address, &stop).await;
             counter!(SESSION_ATTEMPTS, "result" => end.label()).increment(1);
             gauge!(SESSION_FOREIGN_LEDGER).set(f64::from(u8::from(matches!(end, End::ForeignLedger(_)))));

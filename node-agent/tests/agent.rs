@@ -270,6 +270,42 @@ async fn another_ledger_is_not_served_and_the_sandboxes_are_kept() {
 }
 
 #[tokio::test]
+async fn an_agent_killed_in_the_middle_of_a_start_clears_up_and_reports_it() {
+    let mut lab = Lab::new().await;
+    lab.driver.hold_starts(true);
+    lab.peer.assign(1, &[running("half", 1), running("nothing", 1)]).await;
+    let both_begun = async {
+        while lab.driver.log().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, both_begun).await.expect("never begun");
+    // What a power cut would leave: the journal as it is now, one start half done and one not begun.
+    let cut = tempfile::tempdir().unwrap();
+    let journal = cut.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    for entry in std::fs::read_dir(lab.directory.path().join("journal")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, journal.join(path.file_name().unwrap())).unwrap();
+    }
+    let host = FakeDriver::default();
+    host.set(&instance("half", 1), Some(Presence::Remnant));
+    let next = agent("n1", cut.path(), &lab.scheduler.address, &host).await;
+    let mut peer = lab.scheduler.peer().await;
+    for id in ["half", "nothing"] {
+        let failed = peer.until_phase(id, 1, Phase::Failed).await;
+        assert_eq!(failed.reason.unwrap().code, "START_INTERRUPTED");
+    }
+    peer.assign(1, &[running("half", 1), running("nothing", 1)]).await;
+    peer.until("generation 1", |peer| peer.generation == 1).await;
+    assert_eq!(host.log(), ["remove half@1"], "not started a second time");
+    next.stop().await;
+    lab.driver.hold_starts(false);
+    lab.peer.until_phase("half", 1, Phase::Running).await;
+    lab.agent.stop().await;
+}
+
+#[tokio::test]
 async fn one_data_directory_serves_one_agent() {
     let lab = Lab::new().await;
     assert!(warren_node_agent::agent::DataDir::hold(lab.directory.path()).is_err());

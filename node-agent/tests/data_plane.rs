@@ -339,3 +339,47 @@ async fn reflection_and_health_are_served() {
     assert!(answers.next().await.unwrap().is_ok());
     lab.agent.stop().await;
 }
+
+/// A certificate for 127.0.0.1 that is its own authority, and its key.
+fn certificate(directory: &std::path::Path) -> Option<(String, String)> {
+    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=warren-test", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args([std::ffi::OsStr::new("-keyout"), key.as_os_str(), std::ffi::OsStr::new("-out"), certificate.as_os_str()])
+        .output()
+        .ok()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some((certificate.to_string_lossy().into_owned(), key.to_string_lossy().into_owned()))
+}
+
+#[tokio::test]
+async fn with_a_certificate_both_servers_speak_tls_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((certificate, key_file)) = certificate(directory.path()) else {
+        eprintln!("SKIPPED: there is no openssl to make a certificate with");
+        return;
+    };
+    let layer = warren_node_agent::config::Layer {
+        tls_cert: Some(certificate.clone()),
+        tls_key: Some(key_file),
+        ..layer("n1", directory.path(), "127.0.0.1:9")
+    };
+    let agent = agent_with(layer, &FakeDriver::default()).await;
+    let files = warren_proto::client::TlsFiles { ca: Some(certificate.into()), ..Default::default() };
+    let tls = ClientTls::load(&files).unwrap();
+    let request = || tonic_health::pb::HealthCheckRequest { service: String::new() };
+    let client = |tls: &ClientTls| {
+        tonic_health::pb::health_client::HealthClient::new(channel(&agent.data_plane.to_string(), tls).unwrap())
+    };
+    assert!(client(&tls).check(request()).await.is_ok());
+    assert!(client(&ClientTls::default()).check(request()).await.is_err());
+    let plain = TcpStream::connect(agent.http).await.unwrap();
+    let (mut read, mut write) = plain.into_split();
+    write.write_all(b"GET /healthz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, read.read_to_end(&mut answer)).await.expect("it hangs up");
+    assert!(!answer.starts_with(b"HTTP"), "plain text was answered");
+    agent.stop().await;
+}

@@ -21,6 +21,8 @@ struct Host {
     refused: Mutex<BTreeSet<String>>,
     bell: watch::Sender<u64>,
     killed: watch::Sender<u64>,
+    /// Starts begin and do not end.
+    held_back: watch::Sender<bool>,
 }
 
 impl FakeDriver {
@@ -52,6 +54,11 @@ impl FakeDriver {
         }
     }
 
+    /// Lets starts begin without ending, or end.
+    pub fn hold_starts(&self, hold: bool) {
+        self.0.held_back.send_replace(hold);
+    }
+
     /// Waits until an executing process was killed.
     pub async fn killed(&self) {
         self.0.killed.subscribe().wait_for(|n| *n > 0).await.unwrap();
@@ -78,6 +85,7 @@ impl Driver for FakeDriver {
         let others = self.0.instances.lock().unwrap().keys().filter(|key| key.sandbox == spec.key.sandbox).count();
         assert_eq!(others, 0, "one live instance");
         self.done("start", &spec.key)?;
+        self.0.held_back.subscribe().wait_for(|held| !held).await.unwrap();
         self.set(&spec.key, Some(Presence::Running));
         Ok(())
     }

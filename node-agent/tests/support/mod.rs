@@ -48,7 +48,11 @@ pub fn instance(id: &str, epoch: u64) -> warren_node_agent::driver::InstanceKey 
 
 /// An agent named `node` on `data_dir`, with nothing but `driver`.
 pub async fn agent(node: &str, data_dir: &Path, schedulers: &str, driver: &FakeDriver) -> Agent {
-    let layer = Layer {
+    agent_with(layer(node, data_dir, schedulers), driver).await
+}
+
+pub fn layer(node: &str, data_dir: &Path, schedulers: &str) -> Layer {
+    Layer {
         node_id: Some(node.into()),
         data_dir: Some(data_dir.to_string_lossy().into_owned()),
         schedulers: Some(schedulers.into()),
@@ -59,10 +63,14 @@ pub async fn agent(node: &str, data_dir: &Path, schedulers: &str, driver: &FakeD
         disk: Some("20GiB".into()),
         labels: Some("zone=a".into()),
         ..Layer::default()
-    };
+    }
+}
+
+pub async fn agent_with(layer: Layer, driver: &FakeDriver) -> Agent {
     let config = Config::resolve(layer).unwrap();
+    let data_dir = DataDir::hold(&config.data_dir).unwrap();
     let driver: Arc<dyn Driver> = Arc::new(driver.clone());
-    Agent::start(config, DataDir::hold(data_dir).unwrap(), Drivers::new(vec![driver]).unwrap()).await.unwrap()
+    Agent::start(config, data_dir, Drivers::new(vec![driver]).unwrap()).await.unwrap()
 }
 
 /// A small root file system, as a tar.

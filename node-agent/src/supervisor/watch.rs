@@ -55,7 +55,12 @@ impl Supervisor {
         if held.busy == Some(Action::Remove(key.epoch)) {
             return;
         }
-        tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, ?found, "ended");
+        match &found {
+            Some(Presence::Ended(ended)) => {
+                tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, exit = ?ended.exit, "ended");
+            }
+            _ => tracing::warn!(sandbox = %key.sandbox, epoch = %key.epoch, "its instance is gone or broken"),
+        }
         match (held.instances.get_mut(&key.epoch), found) {
             (Some(instance), Some(presence)) => instance.presence = presence,
             (Some(_), None) => {

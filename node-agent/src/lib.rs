@@ -4,6 +4,8 @@
 //! data plane serves clients that hold a sandbox's token. In reading order:
 
 pub mod driver;
+pub mod shim;
+pub mod sys;
 
 pub mod assignment;
 pub mod journal;
@@ -18,6 +20,7 @@ pub mod data_plane;
 pub mod agent;
 pub mod capacity;
 pub mod changes;
+pub mod clean;
 pub mod clock;
 pub mod config;
 pub mod drivers;

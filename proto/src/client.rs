@@ -47,7 +47,8 @@ pub struct ClientTls {
 impl ClientTls {
     /// Reads the files. Without a CA file there is no TLS.
     pub fn load(files: &TlsFiles) -> Result<Self, ChannelError> {
-        let read = |path: &PathBuf| std::fs::read(path).map_err(|source| ChannelError::File { path: path.clone(), source });
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|source| ChannelError::File { path: path.clone(), source });
         let Some(ca) = &files.ca else { return Ok(Self::default()) };
         let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
         config = match (&files.certificate, &files.key) {

@@ -26,7 +26,14 @@ pub struct ErrorBuilder {
 
 impl ErrorBuilder {
     pub fn new(code: Code, reason: ErrorReason, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), metadata: HashMap::new(), retry_after: None, violations: Vec::new() }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            metadata: HashMap::new(),
+            retry_after: None,
+            violations: Vec::new(),
+        }
     }
 
     /// `INVALID_ARGUMENT` about one field: `field` is its path in the request, `message` says what would be right.

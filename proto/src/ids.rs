@@ -14,7 +14,9 @@ pub const MAX_ID_LENGTH: usize = 63;
 /// Why a string is not an id or a resource name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("`{got}` is not a valid {kind}: use 1 to 63 lower-case letters, digits and `-`, beginning and ending with a letter or digit")]
+    #[error(
+        "`{got}` is not a valid {kind}: use 1 to 63 lower-case letters, digits and `-`, beginning and ending with a letter or digit"
+    )]
     Id { kind: &'static str, got: String },
     #[error("`{got}` is not a resource name: expected `{pattern}`")]
     Name { pattern: &'static str, got: String },
@@ -274,7 +276,14 @@ mod tests {
     fn a_sandbox_name_round_trips_and_rejects_anything_else() {
         let name = SandboxName::parse("tenants/acme/sandboxes/s-1").expect("valid");
         assert_eq!(name.to_string(), "tenants/acme/sandboxes/s-1");
-        for bad in ["", "tenants/acme", "tenants/acme/sandboxes/", "sandboxes/x", "tenants//sandboxes/x", "tenants/a/sandboxes/x/y"] {
+        for bad in [
+            "",
+            "tenants/acme",
+            "tenants/acme/sandboxes/",
+            "sandboxes/x",
+            "tenants//sandboxes/x",
+            "tenants/a/sandboxes/x/y",
+        ] {
             assert!(SandboxName::parse(bad).is_err(), "{bad}");
         }
     }

@@ -67,7 +67,13 @@ mod tests {
     }
 
     fn claims() -> TokenClaims {
-        TokenClaims { key_id: 1, sandbox: "tenants/a/sandboxes/b".into(), epoch: 3, expire_time_ms: 1000, ..Default::default() }
+        TokenClaims {
+            key_id: 1,
+            sandbox: "tenants/a/sandboxes/b".into(),
+            epoch: 3,
+            expire_time_ms: 1000,
+            ..Default::default()
+        }
     }
 
     #[test]

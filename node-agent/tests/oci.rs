@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -108,6 +108,8 @@ impl World {
     }
 
     fn assert_nothing_left(&self) {
+        let null = fs::metadata("/dev/null").expect("a device");
+        assert_eq!((null.uid(), null.gid(), null.mode() & 0o777), (0, 0, 0o666), "the host's /dev/null was given away");
         let data = self.dir.path().to_str().expect("text");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         assert!(!mounts.contains(data), "mounts are left: {mounts}");

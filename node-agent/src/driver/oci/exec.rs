@@ -73,10 +73,8 @@ async fn start(
         None => None,
     };
     let slot = driver.runtime().slot().await;
-    let stdio = match console {
-        Some(_) => Stdios(Stdio::null(), Stdio::null(), Stdio::piped()),
-        None => Stdios(Stdio::piped(), Stdio::piped(), Stdio::piped()),
-    };
+    // Pipes also where a terminal takes their place: see the shim about /dev/null.
+    let stdio = Stdios(Stdio::piped(), Stdio::piped(), Stdio::piped());
     let arguments = Arguments::Exec { directory: &directory, id: &id, console: console.as_ref().map(Console::path) };
     let mut shim = launch::launch(driver.shim_exe(), &arguments, stdio).map_err(io_error("start a shim"))?;
     let first = shim.reports.first().await;
@@ -122,7 +120,13 @@ async fn printed(stderr: Option<ChildStderr>) -> String {
 
 /// The process may look at its terminal before crun set the size, and is told by SIGWINCH then; once this returns the size
 /// is set.
-async fn with_terminal(console: &Console, shim: Shim, size: Option<TerminalSize>) -> Result<Execution, DriverError> {
+async fn with_terminal(
+    console: &Console,
+    mut shim: Shim,
+    size: Option<TerminalSize>,
+) -> Result<Execution, DriverError> {
+    // The terminal took their place.
+    drop((shim.child.stdin.take(), shim.child.stdout.take(), shim.child.stderr.take()));
     let received = tokio::time::timeout(CONSOLE_TIMEOUT, console.receive()).await;
     let terminal = received
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

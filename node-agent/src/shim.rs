@@ -19,7 +19,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, unshare};
@@ -138,7 +138,9 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     let (main, writer) = io::pipe().map_err(step("make a pipe"))?;
     let mut command = runtime(record, "runtime.log");
     command.args(["run", "--detach", "--bundle", ".", "--pid-file", "main.pid", &record.container_id]);
-    command.stdin(Stdio::null()).stderr(writer.try_clone().map_err(step("copy a pipe"))?).stdout(writer);
+    // An empty pipe, not /dev/null: crun gives what it finds here to the sandbox's root user, and that one is the host's.
+    let (empty, _) = io::pipe().map_err(step("make a pipe"))?;
+    command.stdin(empty).stderr(writer.try_clone().map_err(step("copy a pipe"))?).stdout(writer);
     let status = command.status();
     // It holds the writing end of the pipe.
     drop(command);

@@ -75,7 +75,7 @@ impl Driver for SimDriver {
         let mut instances = self.instances();
         instances.starts += 1;
         let what = || format!("start {}", spec.key.sandbox);
-        if self.config.fail_every > 0 && instances.starts % self.config.fail_every == 0 {
+        if self.config.fail_every > 0 && instances.starts.is_multiple_of(self.config.fail_every) {
             return Err(DriverError::Runtime { what: what(), output: "told to fail".to_owned() });
         }
         if instances.running.contains_key(&spec.key) {

@@ -101,7 +101,7 @@ impl Cgroups {
     /// Removes a group that is only a parent, where it is empty.
     pub fn remove_if_empty(&self, group: &str) {
         for dir in self.directories(group) {
-            // Busy: another agent of this host uses it.
+            // Busy: somebody else uses it.
             let _ = fs::remove_dir(dir);
         }
     }

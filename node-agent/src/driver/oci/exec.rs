@@ -17,8 +17,12 @@ use super::{OciDriver, config, host, io_error, layout, runtime};
 use crate::driver::{DriverError, ExecControl, ExecSpec, Execution, Exit, InstanceKey, TerminalSize};
 use crate::shim::Report;
 
-/// Tries of a start that the runtime refuses for no lasting reason: crun says EPERM to about one first execution in 40.
+/// Tries of a start that the runtime refuses for no lasting reason.
 const ATTEMPTS: u32 = 3;
+
+/// What crun 1.8 says when its helper process inside died before it executed anything: EPERM to about one first execution
+/// in 40, the other to about one in 500 on a busy host. The next try works.
+const PASSING: [&str; 2] = ["operation not permitted", "fail startup"];
 
 /// The terminal is on its way before the shim reports, so this passes only if a runtime never sends one.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,7 +49,8 @@ pub(super) async fn exec(
 }
 
 fn is_passing(output: &str) -> bool {
-    output.to_lowercase().contains("operation not permitted")
+    let output = output.to_lowercase();
+    PASSING.iter().any(|complaint| output.contains(complaint))
 }
 
 async fn start(
@@ -68,10 +73,8 @@ async fn start(
         None => None,
     };
     let slot = driver.runtime().slot().await;
-    let stdio = match console {
-        Some(_) => Stdios(Stdio::null(), Stdio::null(), Stdio::piped()),
-        None => Stdios(Stdio::piped(), Stdio::piped(), Stdio::piped()),
-    };
+    // Pipes also where a terminal takes their place: see the shim about /dev/null.
+    let stdio = Stdios(Stdio::piped(), Stdio::piped(), Stdio::piped());
     let arguments = Arguments::Exec { directory: &directory, id: &id, console: console.as_ref().map(Console::path) };
     let mut shim = launch::launch(driver.shim_exe(), &arguments, stdio).map_err(io_error("start a shim"))?;
     let first = shim.reports.first().await;
@@ -115,7 +118,15 @@ async fn printed(stderr: Option<ChildStderr>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-async fn with_terminal(console: &Console, shim: Shim, size: Option<TerminalSize>) -> Result<Execution, DriverError> {
+/// The process may look at its terminal before crun set the size, and is told by SIGWINCH then; once this returns the size
+/// is set.
+async fn with_terminal(
+    console: &Console,
+    mut shim: Shim,
+    size: Option<TerminalSize>,
+) -> Result<Execution, DriverError> {
+    // The terminal took their place.
+    drop((shim.child.stdin.take(), shim.child.stdout.take(), shim.child.stderr.take()));
     let received = tokio::time::timeout(CONSOLE_TIMEOUT, console.receive()).await;
     let terminal = received
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -59,7 +59,7 @@ mod tests {
         let ranges = IdRanges::default();
         let taken: BTreeSet<u32> = (0..2_000).map(|n| ranges.take(&format!("{n:x}")).expect("enough ranges")).collect();
         assert_eq!(taken.len(), 2_000);
-        assert!(taken.iter().all(|first| (first - FIRST) % RANGE == 0));
+        assert!(taken.iter().all(|first| (first - FIRST).is_multiple_of(RANGE)));
         assert!(u64::from(FIRST) + u64::from(RANGES) * u64::from(RANGE) < 1 << 31);
     }
 

@@ -24,6 +24,9 @@ use crate::driver::InstanceKey;
 /// Where short, walkable paths lie, of all agents of the host. A socket's path may have 107 characters only.
 pub const SHORT_ROOT: &str = "/run/warren";
 
+/// Parent of all agents' control groups.
+pub const CGROUP_ROOT: &str = "/warren";
+
 pub const RECORD: &str = "record.json";
 pub const CONFIG: &str = "config.json";
 pub const LOWER: &str = "lower";
@@ -58,7 +61,7 @@ impl Layout {
             rootfs: short.join("rootfs"),
             short,
             root,
-            cgroup_parent: format!("/warren/{node}"),
+            cgroup_parent: format!("{CGROUP_ROOT}/{node}"),
         }
     }
 

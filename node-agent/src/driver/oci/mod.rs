@@ -105,9 +105,6 @@ impl OciDriver {
         for id in strays {
             remove::remove_stray(self, &id).await?;
         }
-        for parent in [self.layout.cgroup_parent.as_str(), "/warren"] {
-            cgroups.remove_if_empty(parent);
-        }
         let layout = self.layout.clone();
         blocking("put back the host", move || host::restore(&layout)).await
     }

@@ -40,7 +40,7 @@ pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), 
     end_shims(&cgroups, &directory, &group).await.map_err(io_error("end the shims"))?;
     retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
     delete_state(driver, &program, &id).await?;
-    retry(|| cgroups.remove(&group)).await.map_err(io_error("remove the control groups"))?;
+    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))?;
     blocking("remove the directory", move || host::remove_tree(&directory)).await?;
     driver.ids().give_back(&id);
     Ok(())
@@ -52,7 +52,7 @@ pub(super) async fn remove_stray(driver: &OciDriver, id: &str) -> Result<(), Dri
     let cgroups = discover()?;
     retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
     delete_state(driver, driver.runtime().program(), id).await?;
-    retry(|| cgroups.remove(&group)).await.map_err(io_error("remove the control groups"))
+    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))
 }
 
 /// Anew each time: where another agent mounted a further hierarchy, runtimes use it at once.
@@ -71,19 +71,22 @@ fn forget(directory: &Path) -> io::Result<()> {
 async fn end_shims(cgroups: &Cgroups, directory: &Path, group: &str) -> io::Result<()> {
     cgroups.kill(group);
     let busy = directory.join(layout::BUSY);
-    if !directory.join(layout::STARTED).exists() && lifeline::is_held(&directory.join(layout::ALIVE))? {
-        kill_who_stands_in(directory)?;
+    if !directory.join(layout::STARTED).exists() {
+        retry(|| kill_who_stands_in(directory)).await?;
+        cgroups.kill(group);
     }
     if let Ok(done) = timeout(SHIM_PATIENCE, lifeline::released(&busy)).await {
         return done;
     }
     cgroups.kill(group);
-    kill_who_stands_in(directory)?;
+    retry(|| kill_who_stands_in(directory)).await?;
     timeout(SHIM_PATIENCE, lifeline::released(&busy)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Kills the processes whose working directory is the instance's: shims, and runtime processes that they started.
+/// Kills the processes whose working directory is the instance's: shims, and runtime processes that they started. Succeeds
+/// once there are none, so that nothing is started behind our back afterwards.
 fn kill_who_stands_in(directory: &Path) -> io::Result<()> {
+    let mut found = false;
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
@@ -92,9 +95,10 @@ fn kill_who_stands_in(directory: &Path) -> io::Result<()> {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory) {
             let _ = pidfd_send_signal(process, Signal::KILL);
+            found = true;
         }
     }
-    Ok(())
+    if found { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
 }
 
 fn nothing_left_in(cgroups: &Cgroups, group: &str) -> io::Result<()> {
@@ -102,6 +106,11 @@ fn nothing_left_in(cgroups: &Cgroups, group: &str) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::ErrorKind::ResourceBusy.into()),
     }
+}
+
+fn empty_and_remove(cgroups: &Cgroups, group: &str) -> io::Result<()> {
+    cgroups.kill(group);
+    cgroups.remove(group)
 }
 
 /// Has the runtime forget the instance. Nothing of it runs, so where the runtime cannot, its files are removed.

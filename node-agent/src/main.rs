@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-fn main() {}
-=======
 //! `warren-node-agent`: `run` (the default), `clean`, and the hidden `shim` that a driver starts beside a sandbox.
 
 use std::process::ExitCode;
@@ -75,4 +72,3 @@ fn init_logs(config: &Config) {
         LogFormat::Json => logs.json().init(),
     }
 }
->>>>>>> agent

@@ -1,1 +1,122 @@
-fn main() {}
+//! `warrenctl`: what operators see of Warren, and do to it.
+//!
+//! Data goes to stdout, talk to stderr. Exit codes: see [`failure::Failure::exit_code`].
+
+mod client;
+mod context;
+mod exec;
+mod failure;
+mod names;
+mod output;
+mod sandbox;
+mod server;
+mod table;
+mod template;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use client::Client;
+use failure::Failure;
+use output::{Format, Output};
+
+/// Operates a Warren region.
+#[derive(Debug, Parser)]
+#[command(name = "warrenctl", version)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Schedulers, tried in turn: `host:port,...` [default: the context's, else 127.0.0.1:7070]
+    #[arg(long, global = true, env = "WARREN_ENDPOINTS", value_name = "LIST", value_delimiter = ',')]
+    endpoints: Vec<String>,
+    /// Tenant that bare sandbox names belong to [default: the context's, else `default`]
+    #[arg(long, global = true, env = "WARREN_TENANT", value_name = "ID")]
+    tenant: Option<String>,
+    /// Context file [default: ~/.config/warren/contexts.toml]
+    #[arg(long, global = true, env = "WARREN_CONTEXTS", value_name = "FILE")]
+    contexts: Option<PathBuf>,
+    /// Context to use instead of the file's current one
+    #[arg(long, global = true, env = "WARREN_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+    /// Output format
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    output: Format,
+    /// How long to go on trying, such as `30s` or `500ms`
+    #[arg(long, global = true, default_value = "30s", value_parser = names::duration)]
+    timeout: Duration,
+    /// PEM file of the authorities that servers are certified by: speaks TLS
+    #[arg(long, global = true, env = "WARREN_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// PEM file of the client's certificate
+    #[arg(long, global = true, env = "WARREN_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, global = true, env = "WARREN_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The region at a glance
+    Status,
+    /// Scheduler replicas
+    #[command(subcommand)]
+    Server(server::ServerCommand),
+    /// Hosts that run sandboxes
+    #[command(subcommand)]
+    Node(server::NodeCommand),
+    /// What sandboxes start from
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
+    /// Sandboxes
+    #[command(subcommand, visible_alias = "sb")]
+    Sandbox(sandbox::SandboxCommand),
+    /// Completions for a shell, to stdout
+    Completions { shell: clap_complete::Shell },
+    /// This program's version
+    Version,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "warrenctl", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Version => {
+            println!("warrenctl {}", env!("CARGO_PKG_VERSION"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let settings = context::settle(&cli.global)?;
+    let client = Client::new(settings, cli.global.timeout)?;
+    let output = Output::new(cli.global.output);
+    match cli.command {
+        Command::Status => server::status(&client, &output).await,
+        Command::Server(command) => server::server(&client, &output, command).await,
+        Command::Node(command) => server::node(&client, &output, command).await,
+        Command::Template(command) => template::run(&client, &output, command).await,
+        Command::Sandbox(command) => sandbox::run(&client, &output, command).await,
+        Command::Completions { .. } | Command::Version => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -125,6 +125,7 @@ async fn pass(controller: &Controller, state: &Arc<State>) -> bool {
         })
         .collect();
     bodies.extend(plan::ended::plan(state, now));
+    bodies.extend(plan::tick::plan(state, now));
     let placements = {
         let mut view = lock(&controller.0.view);
         view.sync(&state.nodes);

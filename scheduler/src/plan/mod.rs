@@ -4,6 +4,7 @@
 
 pub mod ended;
 pub mod pending;
+pub mod tick;
 
 use crate::state::command::Body;
 

@@ -90,7 +90,8 @@ pub enum Body {
     OpenLedger {
         ledger_id: LedgerId,
     },
-    /// Opens a term: log time moves to the median of these clocks, however far, if that is forward.
+    /// Moves log time to the median of these clocks, however far, if that is forward: it opens a term. Without clocks it
+    /// is a tick: log time follows the proposer's clock by the usual bounded step.
     AdvanceTime {
         samples: Vec<LogTime>,
     },

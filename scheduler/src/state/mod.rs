@@ -127,7 +127,7 @@ impl State {
     /// Moves log time: forward only, and by a bounded step but for [`Body::AdvanceTime`].
     fn advance(&mut self, command: &Command) {
         let to = match &command.body {
-            Body::AdvanceTime { samples } => median(samples),
+            Body::AdvanceTime { samples } if !samples.is_empty() => median(samples),
             _ => command.time.min(self.log_time.plus_ms(MAX_TIME_STEP_MS)),
         };
         self.log_time = self.log_time.max(to);

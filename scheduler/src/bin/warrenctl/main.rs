@@ -14,6 +14,7 @@ mod exec;
 mod failure;
 mod follow;
 mod input;
+mod json;
 mod names;
 mod node;
 mod output;

@@ -1,18 +1,15 @@
 //! Data on stdout: a table for people, or JSON, YAML or names for programs.
-//!
-//! JSON is protobuf's own mapping (lowerCamelCase keys, enums by full name, times by RFC 3339, bytes in base64) with two
-//! differences that make it easier on scripts: 64-bit integers are plain numbers, and fields that are zero or empty are
-//! written too. Keys stand in the order of the `.proto` files, maps by key.
 
 use std::io::{self, Write};
 
 use clap::ValueEnum;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use serde_json::Value;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+use serde::Serialize;
 use warren_proto::FILE_DESCRIPTOR_SET;
 
 use crate::failure::Failure;
+use crate::json::Json;
 use crate::table::Table;
 
 /// How data is written.
@@ -51,13 +48,11 @@ impl Output {
     }
 
     /// Protobuf's JSON mapping of a message.
-    pub fn json(&self, type_name: &str, message: &impl Message) -> Result<Value, Failure> {
+    pub fn json(&self, type_name: &str, message: &impl Message) -> Result<Json, Failure> {
         let failed = |error: String| Failure::Failed(format!("write {type_name} as JSON: {error}"));
         let descriptor = self.pool.get_message_by_name(type_name).ok_or_else(|| failed("unknown type".into()))?;
-        let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
-            .map_err(|error| failed(error.to_string()))?;
-        let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
-        dynamic.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| failed(e.to_string()))
+        let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice());
+        Ok(Json(dynamic.map_err(|error| failed(error.to_string()))?))
     }
 
     /// A list.
@@ -75,7 +70,7 @@ impl Output {
             Format::Jsonl => rows.iter().try_for_each(|row| self.line(R::TYPE, row)),
             Format::Json | Format::Yaml => {
                 let values = rows.iter().map(|row| self.json(R::TYPE, row)).collect::<Result<Vec<_>, _>>()?;
-                self.document(&Value::Array(values))
+                self.document(&values)
             }
         }
     }
@@ -92,23 +87,27 @@ impl Output {
 
     /// One object on a line of its own, at once.
     pub fn line(&self, type_name: &str, message: &impl Message) -> Result<(), Failure> {
-        write(&format!("{}\n", self.json(type_name, message)?))
+        let line = serde_json::to_string(&self.json(type_name, message)?).map_err(unwritable)?;
+        write(&(line + "\n"))
     }
 
     /// JSON or YAML.
-    pub fn document(&self, value: &Value) -> Result<(), Failure> {
+    pub fn document(&self, value: &impl Serialize) -> Result<(), Failure> {
         write(&self.text(value)?)
     }
 
     /// One document in this format.
-    pub fn text(&self, value: &Value) -> Result<String, Failure> {
-        let failed = |error: String| Failure::Failed(format!("write output: {error}"));
+    pub fn text(&self, value: &impl Serialize) -> Result<String, Failure> {
         match self.format {
-            Format::Yaml => serde_yaml_ng::to_string(value).map_err(|error| failed(error.to_string())),
-            Format::Jsonl => Ok(format!("{value}\n")),
-            _ => Ok(serde_json::to_string_pretty(value).map_err(|error| failed(error.to_string()))? + "\n"),
+            Format::Yaml => serde_yaml_ng::to_string(value).map_err(unwritable),
+            Format::Jsonl => Ok(serde_json::to_string(value).map_err(unwritable)? + "\n"),
+            _ => Ok(serde_json::to_string_pretty(value).map_err(unwritable)? + "\n"),
         }
     }
+}
+
+fn unwritable(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(format!("write output: {error}"))
 }
 
 /// A reader that went away (`| head`) ends the program quietly.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use futures::future::join_all;
-use serde_json::json;
+use serde::Serialize;
 use tonic::Status;
 use warren_proto::v1::{
     GetClusterStatusRequest, GetClusterStatusResponse, GetReplicaStatusRequest, GetReplicaStatusResponse, Member,
@@ -14,6 +14,7 @@ use warren_proto::v1::{
 
 use crate::client::{Client, cluster, within};
 use crate::failure::{Failure, UNAVAILABLE, in_full};
+use crate::json::Json;
 use crate::output::{Format, Output, Row, write};
 use crate::table::{Table, bare, bytes, cpu, details, of};
 
@@ -138,14 +139,34 @@ async fn partial(client: &Client, output: &Output) -> Result<(), Failure> {
         Format::Table => write(&replicas(&answers)),
         Format::Name => Ok(()),
         _ => {
-            let shown = answers.iter().map(|answer| {
-                Ok(match &answer.own {
-                    Ok(own) => json!({ "endpoint": answer.endpoint, "status": output.json(REPLICA_TYPE, own)? }),
-                    Err(status) => json!({ "endpoint": answer.endpoint, "error": in_full(status) }),
-                })
-            });
-            output.document(&json!({ "replicas": shown.collect::<Result<Vec<_>, Failure>>()? }))
+            let replicas = answers.iter().map(|answer| answer.shown(output)).collect::<Result<_, _>>()?;
+            output.document(&Partial { replicas })
         }
+    }
+}
+
+/// What stands for the status when none leads.
+#[derive(Serialize)]
+struct Partial {
+    replicas: Vec<Replica>,
+}
+
+#[derive(Serialize)]
+struct Replica {
+    endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Answer<'_> {
+    fn shown(&self, output: &Output) -> Result<Replica, Failure> {
+        let endpoint = self.endpoint.to_owned();
+        Ok(match &self.own {
+            Ok(own) => Replica { endpoint, status: Some(output.json(REPLICA_TYPE, own)?), error: None },
+            Err(status) => Replica { endpoint, status: None, error: Some(in_full(status)) },
+        })
     }
 }
 

@@ -202,7 +202,7 @@ async fn upload(
         let (chunk, file) = read.await.ok()?.ok()?;
         progress.inc(chunk.len() as u64);
         let more = !chunk.is_empty();
-        more.then(|| (UploadTemplateRequest { message: Some(Upload::Chunk(chunk)) }, (None, file, progress)))
+        more.then_some((UploadTemplateRequest { message: Some(Upload::Chunk(chunk)) }, (None, file, progress)))
     });
     let mut request = Request::new(chunks);
     let bearer = format!("Bearer {}", place.token).parse();

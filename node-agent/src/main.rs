@@ -1,1 +1,74 @@
-fn main() {}
+//! `warren-node-agent`: `run` (the default), `clean`, and the hidden `shim` that a driver starts beside a sandbox.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use warren_node_agent::agent::{Agent, DataDir};
+use warren_node_agent::config::{Args, Command, Config, LogFormat};
+use warren_node_agent::{clean, drivers, shim};
+
+/// Exit code for a configuration that cannot be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    // Before any thread exists: a shim forks.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "shim") {
+        let arguments: Vec<String> = std::env::args_os().skip(2).map(|a| a.to_string_lossy().into_owned()).collect();
+        return shim::run(&arguments);
+    }
+    let args = Args::parse();
+    let command = args.command.unwrap_or_default();
+    let loaded = match command {
+        Command::Run => Config::load(args.layer),
+        Command::Clean => Config::load_offline(args.layer),
+    };
+    let config = match loaded {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("warren-node-agent: the configuration cannot be used:\n{error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    init_logs(&config);
+    match run(command, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command, config: Config) -> anyhow::Result<()> {
+    let data_dir = DataDir::hold(&config.data_dir)?;
+    if command == Command::Clean {
+        return clean::clean(&config, data_dir).await;
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let drivers = drivers::build(&config).await?.drivers;
+    let mut agent = Agent::start(config, data_dir, drivers).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        error = agent.failed() => {
+            agent.stop().await;
+            return Err(error);
+        }
+    }
+    tracing::info!("stopping; sandboxes run on");
+    agent.stop().await;
+    Ok(())
+}
+
+fn init_logs(config: &Config) {
+    let filter = EnvFilter::new(&config.log_level);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => logs.with_ansi(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

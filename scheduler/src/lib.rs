@@ -2,7 +2,12 @@
 //!
 //! Modules stand in the order of who may use whom, from the pure to the loops that call them.
 
+pub mod api;
 pub mod clock;
+pub mod config;
+pub mod controller;
+pub mod http;
+pub mod metrics;
 pub mod placement;
 pub mod plan;
 pub mod raft;

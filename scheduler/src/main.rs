@@ -1,1 +1,123 @@
-fn main() {}
+//! A replica of Warren's scheduler.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+use warren_proto::client::{ClientTls, TlsFiles};
+use warren_scheduler::config::{Config, LogFormat, Settings};
+use warren_scheduler::controller::{Controller, ControllerConfig};
+use warren_scheduler::raft::{Replica, ReplicaConfig};
+use warren_scheduler::signer::Signer;
+use warren_scheduler::{api, http, metrics};
+
+/// How long calls under way may take to end when the replica stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> anyhow::Result<()> {
+    let config = Settings::parse().load().unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        std::process::exit(2);
+    });
+    init_log(&config)?;
+    let runtime = tokio::runtime::Runtime::new().context("start threads")?;
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(STOP_PATIENCE);
+    result
+}
+
+fn init_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(format!("{},openraft=warn,sled=warn", config.log_level))
+        .with_context(|| format!("log_level: `{}` is no log filter", config.log_level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let exporter = metrics::install().context("install metrics")?;
+    let client_tls = ClientTls::load(&config.tls).context("TLS")?;
+    let server_tls = server_tls(&config.tls)?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("data_dir: make {}", config.data_dir.display()))?;
+    let _lock = lock(&config.data_dir)?;
+    let signer = Signer::load_or_create(&config.data_dir, config.replica_id)?;
+    let api_listener = bind("api_listen", config.api_listen).await?;
+    let peer_listener = bind("peer_listen", config.peer_listen).await?;
+    let http_listener = bind("http_listen", config.http_listen).await?;
+
+    let replica = Replica::start(replica_config(&config, client_tls.clone())).await?;
+    replica.serve_peers(peer_listener, server_tls.clone()).context("serve peers")?;
+    let controller = Controller::start(
+        replica.clone(),
+        signer,
+        ControllerConfig { lease: config.lease, api_advertise: config.api_advertise.clone() },
+    );
+    info!(replica = %config.replica_id, api = %config.api_listen, peers = %config.peer_listen, http = %config.http_listen, "serving");
+
+    let stop = CancellationToken::new();
+    let api = tokio::spawn(api::serve(controller.clone(), api_listener, server_tls, client_tls, stop.clone()));
+    let http = tokio::spawn(http::serve(controller.clone(), exporter, http_listener, stop.clone()));
+    wait_for_signal().await?;
+    info!("stopping");
+    stop.cancel();
+    let served = async { (api.await, http.await) };
+    if tokio::time::timeout(STOP_PATIENCE, served).await.is_err() {
+        warn!("calls were still under way");
+    }
+    replica.shutdown().await;
+    Ok(())
+}
+
+fn replica_config(config: &Config, tls: ClientTls) -> ReplicaConfig {
+    ReplicaConfig {
+        id: config.replica_id,
+        data_dir: config.data_dir.clone(),
+        initial_members: config.initial_members.clone(),
+        heartbeat: config.heartbeat,
+        election_timeout: config.election_timeout,
+        tls,
+        checkpoint_every: config.checkpoint_every,
+    }
+}
+
+/// Two replicas on one directory would destroy it.
+fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = data_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    file.try_lock().with_context(|| format!("data_dir: {} is used by another process", data_dir.display()))?;
+    Ok(file)
+}
+
+fn server_tls(files: &TlsFiles) -> anyhow::Result<Option<ServerTlsConfig>> {
+    let (Some(certificate), Some(key), Some(ca)) = (&files.certificate, &files.key, &files.ca) else {
+        return Ok(None);
+    };
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read TLS file {}", path.display()));
+    let identity = Identity::from_pem(read(certificate)?, read(key)?);
+    Ok(Some(ServerTlsConfig::new().identity(identity).client_ca_root(Certificate::from_pem(read(ca)?))))
+}
+
+async fn bind(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: listen on {address}"))
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -4,6 +4,9 @@
 //! its sandboxes again on disk or in the runtime, so a new agent process sees through [`Driver::list`] what an earlier one
 //! left behind: sandboxes do not stop when the agent does.
 
+pub mod oci;
+pub mod sim;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;

@@ -183,9 +183,7 @@ impl Session {
     async fn receive(&mut self, request: OpenSessionRequest) -> Result<(), End> {
         let received = clock::monotonic();
         match request.message {
-            Some(open_session_request::Message::RenewLease(renewal)) => {
-                self.renew(renewal.sequence, received).await
-            }
+            Some(open_session_request::Message::RenewLease(renewal)) => self.renew(renewal.sequence, received).await,
             Some(open_session_request::Message::Observation(observation)) => {
                 let observation = wire::observation(observation)?;
                 self.controller

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Controller, ControlError, lock};
+use super::{ControlError, Controller, lock};
 use crate::clock;
 use crate::plan;
 use crate::raft::Leadership;
@@ -68,7 +68,8 @@ async fn open_term(controller: &Controller) -> Result<(), ControlError> {
     }
     announce(controller, &state).await?;
     let wait = controller.lease().mul_f64(1.01) + FREEZE_BUDGET;
-    let nodes = controller.replica().state().nodes.values().filter(|n| n.reachable).map(|n| n.id.clone()).collect::<Vec<_>>();
+    let nodes =
+        controller.replica().state().nodes.values().filter(|n| n.reachable).map(|n| n.id.clone()).collect::<Vec<_>>();
     lock(&controller.0.liveness).begin_term(nodes.into_iter(), clock::monotonic() + wait);
     Ok(())
 }
@@ -146,9 +147,7 @@ type Reservation = (warren_proto::ids::NodeId, warren_proto::units::Resources);
 
 fn reservations(state: &State, placements: &[Body]) -> Vec<Reservation> {
     let held = |body: &Body| match body {
-        Body::PlaceSandbox { sandbox, node, .. } => {
-            Some((node.clone(), state.sandboxes.get(sandbox)?.spec.resources))
-        }
+        Body::PlaceSandbox { sandbox, node, .. } => Some((node.clone(), state.sandboxes.get(sandbox)?.spec.resources)),
         _ => None,
     };
     placements.iter().filter_map(held).collect()

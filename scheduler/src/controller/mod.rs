@@ -7,6 +7,7 @@ mod leader;
 pub mod liveness;
 pub mod sessions;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,11 @@ use crate::placement::view::View;
 use crate::placement::{Request, place};
 use crate::raft::{ProposeError, Replica};
 use crate::signer::Signer;
-use crate::state::command::{Body, Caller, Command, Decision, Observation, RequestKey, TemplateSpec};
+use crate::state::State;
+use crate::state::command::{Body, Caller, Command, Decision, Observation, Observed, Phase, RequestKey, TemplateSpec};
 use crate::state::node::NodeReport;
 use crate::state::outcome::{Rejected, Reply};
-use crate::state::sandbox::{Sandbox, SandboxSpec};
+use crate::state::sandbox::{Life, Sandbox, SandboxSpec};
 use crate::state::template::Template;
 use liveness::Liveness;
 use sessions::Sessions;
@@ -144,28 +146,36 @@ impl Controller {
         self.propose(caller, Body::DeleteTemplate { template }).await.map(drop)
     }
 
-    /// An agent said hello, with all that it holds.
+    /// An agent said hello, with all that it holds: what the ledger thinks is there and is not named is gone.
     pub async fn register_node(
         &self,
         node: NodeId,
         report: NodeReport,
-        observation: Observation,
+        mut observation: Observation,
     ) -> Result<(), ControlError> {
         let incarnation = report.incarnation;
         self.propose(node_caller(&node), Body::RegisterNode { node: node.clone(), report }).await?;
+        let missing = missing(&self.replica().state(), &node, &observation.sandboxes);
+        observation.sandboxes.extend(missing);
         self.observe(node.clone(), incarnation, observation).await?;
         lock(&self.0.liveness).renew(&node, clock::monotonic() + self.lease());
         Ok(())
     }
 
-    /// An agent saw something.
-    pub async fn observe(
-        &self,
-        node: NodeId,
-        incarnation: u128,
-        observation: Observation,
-    ) -> Result<(), ControlError> {
-        self.propose(node_caller(&node), Body::Observe { node, incarnation, observation }).await.map(drop)
+    /// An agent saw something. What says nothing new is not proposed.
+    pub async fn observe(&self, node: NodeId, incarnation: u128, observation: Observation) -> Result<(), ControlError> {
+        let Observation { mut sandboxes, templates } = observation;
+        sandboxes.retain(|seen| seen.phase != Phase::Starting);
+        let known = self.replica().state().nodes.get(&node).is_some_and(|record| record.templates == templates);
+        if sandboxes.is_empty() && known {
+            return Ok(());
+        }
+        for part in in_parts(sandboxes) {
+            let observation = Observation { sandboxes: part, templates: templates.clone() };
+            let body = Body::Observe { node: node.clone(), incarnation, observation };
+            self.propose(node_caller(&node), body).await?;
+        }
+        Ok(())
     }
 
     /// Grants a lease that was asked for at `received`, once a quorum has confirmed this leader after that moment.
@@ -202,8 +212,7 @@ impl Controller {
         match place(&view, &request) {
             Ok(node) => {
                 view.reserve(&node, spec.resources);
-                let in_flight =
-                    InFlight { controller: self.clone(), node: node.clone(), resources: spec.resources };
+                let in_flight = InFlight { controller: self.clone(), node: node.clone(), resources: spec.resources };
                 (Decision::Place(node), Some(in_flight))
             }
             Err(unplaceable) => (Decision::Queue(unplaceable.reason()), None),
@@ -226,6 +235,45 @@ impl Drop for InFlight {
         view.sync(&state.nodes);
         view.release(&self.node, self.resources);
     }
+}
+
+/// What the ledger says is on the node and the agent does not hold. What is only being started may not have reached it yet.
+fn missing(state: &State, node: &NodeId, held: &[Observed]) -> Vec<Observed> {
+    let held: BTreeSet<&SandboxName> = held.iter().map(|seen| &seen.sandbox).collect();
+    let Some(record) = state.nodes.get(node) else { return Vec::new() };
+    let assigned = record.sandboxes.iter().filter(|name| !held.contains(name));
+    assigned
+        .filter_map(|name| state.sandboxes.get(name))
+        .filter(|sandbox| !matches!(sandbox.life, Life::Starting { .. }))
+        .map(|sandbox| Observed { sandbox: sandbox.name.clone(), epoch: sandbox.epoch, phase: Phase::Removed })
+        .collect()
+}
+
+/// Splits what was seen so that each part fits into a log entry; at least one part, for the templates.
+fn in_parts(sandboxes: Vec<Observed>) -> Vec<Vec<Observed>> {
+    /// Bytes of one part: half of what an entry holds, which leaves room for names and templates.
+    const MAX_BYTES: usize = 24 * 1024;
+    /// Names and numbers of one observation.
+    const FIXED_BYTES: usize = 200;
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for seen in sandboxes {
+        let size = FIXED_BYTES
+            + match &seen.phase {
+                Phase::Exited { output_tail, .. } => output_tail.len(),
+                Phase::Failed { code, message } => code.len() + message.len(),
+                _ => 0,
+            };
+        if bytes + size > MAX_BYTES && bytes > 0 {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(part) = parts.last_mut() {
+            part.push(seen);
+        }
+    }
+    parts
 }
 
 fn node_caller(node: &NodeId) -> Caller {

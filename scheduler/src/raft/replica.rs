@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -41,9 +41,6 @@ const LAG_INTERVALS: u64 = 2;
 
 /// How long one round of hearing from a quorum may take, in election timeouts.
 const READ_TIMEOUT_ELECTIONS: u32 = 4;
-
-/// How long a stopping replica waits for its peers' calls.
-const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a replica must be told.
 #[derive(Debug, Clone)]

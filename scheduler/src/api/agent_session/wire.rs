@@ -35,8 +35,8 @@ pub(super) struct Hello {
 
 pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
     let node = NodeId::from_name(&wire.node).map_err(|e| invalid_field("hello.node", e.to_string()))?;
-    let incarnation = uuid::Uuid::parse_str(&wire.incarnation)
-        .map_err(|_| invalid_field("hello.incarnation", "must be a UUIDv7"))?;
+    let incarnation =
+        uuid::Uuid::parse_str(&wire.incarnation).map_err(|_| invalid_field("hello.incarnation", "must be a UUIDv7"))?;
     let capacity = wire.capacity.ok_or_else(|| invalid_field("hello.capacity", "must be set"))?;
     if wire.data_plane_address.rsplit_once(':').is_none() {
         return Err(invalid_field("hello.data_plane_address", "must be `host:port`"));
@@ -59,7 +59,7 @@ pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
         agent_version: wire.agent_version,
     };
     let observation = wire.observation.ok_or_else(|| invalid_field("hello.observation", "must be set"))?;
-    let observation = Observation { full: true, ..self::observation(observation)? };
+    let observation = self::observation(observation)?;
     Ok(Hello { node, ledger_id: Some(wire.ledger_id).filter(|id| !id.is_empty()), report, observation })
 }
 
@@ -72,19 +72,17 @@ pub(super) fn observation(wire: v1::Observation) -> Result<Observation, Status> 
         let limits = format!("at most {MAX_OBSERVED} sandboxes and {MAX_REPORTED} templates");
         return Err(invalid_field("observation", limits));
     }
-    let digest = |text: &String| {
-        Digest::parse(text).map_err(|e| invalid_field("observation.template_digests", e.to_string()))
-    };
+    let digest =
+        |text: &String| Digest::parse(text).map_err(|e| invalid_field("observation.template_digests", e.to_string()));
     Ok(Observation {
-        full: wire.full,
         templates: wire.template_digests.iter().map(digest).collect::<Result<BTreeSet<_>, _>>()?,
         sandboxes: wire.sandboxes.into_iter().map(observed).collect::<Result<Vec<_>, _>>()?,
     })
 }
 
 fn observed(wire: v1::SandboxObservation) -> Result<Observed, Status> {
-    let sandbox = SandboxName::parse(&wire.sandbox)
-        .map_err(|e| invalid_field("observation.sandboxes.sandbox", e.to_string()))?;
+    let sandbox =
+        SandboxName::parse(&wire.sandbox).map_err(|e| invalid_field("observation.sandboxes.sandbox", e.to_string()))?;
     let phase = match wire.phase() {
         WirePhase::Starting => Phase::Starting,
         WirePhase::Running => Phase::Running,

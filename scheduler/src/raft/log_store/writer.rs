@@ -91,14 +91,18 @@ impl Writer {
                     self.meta.insert(key, value).map_err(sled_error)?;
                     if let Some(done) = done {
                         must_sync = true;
-                        finish.push(Box::new(move || drop(done.send(()))));
+                        finish.push(Box::new(move || {
+                            let _nobody_waits = done.send(());
+                        }));
                     }
                 }
                 Operation::Truncate { first, done } => {
                     must_sync = true;
                     self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;
                     self.truncate(first)?;
-                    finish.push(Box::new(move || drop(done.send(()))));
+                    finish.push(Box::new(move || {
+                        let _nobody_waits = done.send(());
+                    }));
                 }
                 Operation::Remove { up_to } => {
                     self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;

@@ -1,0 +1,44 @@
+//! `clean`: takes everything that this data directory's agent left off the host, and then out of the directory.
+
+use std::fs;
+use std::io;
+
+use anyhow::Context;
+
+use crate::agent::DataDir;
+use crate::config::Config;
+use crate::drivers;
+
+/// What the agent itself keeps; drivers clear up after themselves.
+const OWN: [&str; 3] = ["journal", "templates", "ledger"];
+
+/// Removes sandboxes first: while one is left, the journal must still know it.
+pub async fn clean(config: &Config, data_dir: DataDir) -> anyhow::Result<()> {
+    let built = drivers::build(config).await?;
+    let mut removed = 0;
+    for driver in built.drivers.all() {
+        for (key, _) in driver.list().await.with_context(|| format!("list sandboxes of driver {}", driver.name()))? {
+            driver.remove(&key).await.with_context(|| format!("remove {} epoch {}", key.sandbox, key.epoch))?;
+            removed += 1;
+        }
+    }
+    if let Some(oci) = &built.oci {
+        oci.clean().await.context("clean driver oci")?;
+    }
+    for name in OWN {
+        let path = data_dir.path.join(name);
+        let result = match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) => fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    tracing::info!(sandboxes = removed, data_dir = %data_dir.path.display(), "clean");
+    Ok(())
+}

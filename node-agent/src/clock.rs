@@ -1,0 +1,56 @@
+//! The only place that reads time.
+//!
+//! Leases are counted on the boot-time clock: it is monotonic and, unlike the monotonic clock, goes on while the host
+//! sleeps, so a host that slept through its lease knows it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use uuid::Uuid;
+
+/// A moment on the boot-time clock, as time since boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BootInstant(pub Duration);
+
+impl BootInstant {
+    pub fn now() -> Self {
+        let now = clock_gettime(ClockId::Boottime);
+        // Neither part is negative: the clock starts at zero.
+        Self(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0)))
+    }
+
+    /// Time from `earlier` to this; zero if `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This moment and `duration` more.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
+
+/// Milliseconds since the Unix epoch, for the expiry of tokens; 0 on a clock before it.
+pub fn unix_now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// An id of this process that orders after all earlier ones (UUIDv7).
+pub fn new_incarnation() -> Uuid {
+    Uuid::now_v7()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_clock_never_goes_back() {
+        let first = BootInstant::now();
+        let second = BootInstant::now();
+        assert!(second >= first);
+        assert_eq!(first.since(second.plus(Duration::from_secs(1))), Duration::ZERO);
+    }
+}

@@ -1,0 +1,101 @@
+//! From what went wrong to what a client is told: the only place of the agent that makes a status.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use warren_proto::error::ErrorBuilder;
+use warren_proto::v1::ErrorReason;
+
+use super::auth::AuthError;
+use crate::driver::{DriverError, InstanceKey};
+use crate::templates::TemplateError;
+
+/// When a full node is worth another try.
+const RETRY_WHEN_FULL: Duration = Duration::from_secs(1);
+
+/// Everything that the data plane refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("this node does not hold {} at epoch {}", .0.sandbox, .0.epoch)]
+    Moved(InstanceKey),
+    #[error("{what}")]
+    Field { field: &'static str, what: String },
+    #[error("{0} are under way on this node")]
+    Overloaded(&'static str),
+    #[error("the node agent is stopping")]
+    Stopping,
+    /// The client's stream itself is broken.
+    #[error("{0}")]
+    Stream(Box<Status>),
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        let status = |code, reason| ErrorBuilder::new(code, reason, message.clone());
+        match refusal {
+            Refusal::Auth(error) => of_auth(&error).build(),
+            Refusal::Driver(error) => of_driver(&error).build(),
+            Refusal::Template(error) => of_template(&error).build(),
+            Refusal::Moved(key) => {
+                let moved = status(Code::FailedPrecondition, ErrorReason::SandboxMoved);
+                moved.with("sandbox", &key.sandbox).with("epoch", key.epoch).build()
+            }
+            Refusal::Field { field, what } => ErrorBuilder::invalid_field(field, what).build(),
+            Refusal::Overloaded(what) => status(Code::ResourceExhausted, ErrorReason::Overloaded)
+                .with("queue", what)
+                .retry_after(RETRY_WHEN_FULL)
+                .build(),
+            Refusal::Stopping => status(Code::Unavailable, ErrorReason::NodeUnreachable).build(),
+            Refusal::Stream(status) => *status,
+        }
+    }
+}
+
+fn of_auth(error: &AuthError) -> ErrorBuilder {
+    let (code, reason) = match error {
+        AuthError::Missing | AuthError::Token(_) | AuthError::Claims(_) => {
+            (Code::Unauthenticated, ErrorReason::TokenInvalid)
+        }
+        AuthError::OtherPlace { .. } | AuthError::OtherScope | AuthError::OtherTemplate { .. } => {
+            (Code::PermissionDenied, ErrorReason::PermissionDenied)
+        }
+    };
+    ErrorBuilder::new(code, reason, error.to_string())
+}
+
+fn of_driver(error: &DriverError) -> ErrorBuilder {
+    let (code, reason) = match error {
+        DriverError::NotFound(_) => (Code::FailedPrecondition, ErrorReason::SandboxMoved),
+        DriverError::NotRunning { .. } => (Code::FailedPrecondition, ErrorReason::SandboxState),
+        DriverError::CommandNotFound { .. } => (Code::InvalidArgument, ErrorReason::CommandNotFound),
+        DriverError::Unsupported { .. } => (Code::Unimplemented, ErrorReason::DriverUnsupported),
+        DriverError::Runtime { .. } | DriverError::Io { .. } => (Code::Internal, ErrorReason::DriverFailed),
+    };
+    ErrorBuilder::new(code, reason, error.to_string())
+}
+
+fn of_template(error: &TemplateError) -> ErrorBuilder {
+    let message = error.to_string();
+    match error {
+        TemplateError::NotHeld(_) => ErrorBuilder::new(Code::NotFound, ErrorReason::TemplateNotFound, message),
+        TemplateError::Size { .. } | TemplateError::Digest { .. } => {
+            ErrorBuilder::new(Code::DataLoss, ErrorReason::DigestMismatch, message)
+        }
+        TemplateError::Unpack { .. } => ErrorBuilder::invalid_field("chunk", message),
+        TemplateError::NoSpace { .. } => {
+            ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
+        }
+        TemplateError::Silent(_) => ErrorBuilder::invalid_field("chunk", message),
+        TemplateError::Io { .. }
+        | TemplateError::Unavailable { .. }
+        | TemplateError::Channel(_)
+        | TemplateError::Peer(_) => ErrorBuilder::new(Code::Internal, ErrorReason::Internal, message),
+    }
+}

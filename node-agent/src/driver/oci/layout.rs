@@ -1,0 +1,118 @@
+//! Where things lie, and what they are called.
+//!
+//! ```text
+//! <data_dir>/oci/                       0700
+//!   run/                                the runtime's own state (`--root`)
+//!   instances/<tenant>.<id>.<epoch>/    everything of one instance; going last, it names what else may be left
+//!     record.json                       what was asked for; gone once removal began
+//!     config.json                       OCI bundle
+//!     lower/ upper/ work/               overlay: mount point of the shifted base, what the instance wrote, scratch
+//!     alive, busy                       lifelines: held by the shim of the main process, by every shim
+//!     started, exit.json                left by the shim: the main process's pid, how it ended
+//!     exec/                             files of executions that are just being started
+//! /run/warren/<hash of data_dir>/       0711: a sandbox's root user must be able to walk to its root file system
+//!   rootfs/                             mount point, used only in the shims' private mount namespaces
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use warren_proto::ids::{Epoch, NodeId, SandboxId, SandboxName, TenantId};
+
+use crate::driver::InstanceKey;
+
+/// Where short, walkable paths lie, of all agents of the host. A socket's path may have 107 characters only.
+pub const SHORT_ROOT: &str = "/run/warren";
+
+/// Parent of all agents' control groups.
+pub const CGROUP_ROOT: &str = "/warren";
+
+pub const RECORD: &str = "record.json";
+pub const CONFIG: &str = "config.json";
+pub const LOWER: &str = "lower";
+pub const UPPER: &str = "upper";
+pub const WORK: &str = "work";
+pub const ALIVE: &str = "alive";
+pub const BUSY: &str = "busy";
+pub const STARTED: &str = "started";
+pub const EXIT: &str = "exit.json";
+pub const EXEC: &str = "exec";
+
+/// Paths of one driver.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub root: PathBuf,
+    pub runtime_root: PathBuf,
+    pub instances: PathBuf,
+    pub short: PathBuf,
+    pub rootfs: PathBuf,
+    /// Parent of the node's control groups, from the root of a hierarchy.
+    pub cgroup_parent: String,
+}
+
+impl Layout {
+    /// `data_dir` must be absolute.
+    pub fn new(data_dir: &Path, node: &NodeId) -> Self {
+        let root = data_dir.join("oci");
+        let short = Path::new(SHORT_ROOT).join(short_hash(data_dir.as_os_str().as_encoded_bytes(), 6));
+        Self {
+            runtime_root: root.join("run"),
+            instances: root.join("instances"),
+            rootfs: short.join("rootfs"),
+            short,
+            root,
+            cgroup_parent: format!("{CGROUP_ROOT}/{node}"),
+        }
+    }
+
+    /// Directory of an instance.
+    pub fn instance(&self, key: &InstanceKey) -> PathBuf {
+        self.instances.join(directory_name(key))
+    }
+
+    /// Control group of an instance, from the root of a hierarchy.
+    pub fn cgroup(&self, key: &InstanceKey) -> String {
+        format!("{}/{}", self.cgroup_parent, container_id(key))
+    }
+}
+
+/// `<tenant>.<id>.<epoch>`; ids contain no dot.
+pub fn directory_name(key: &InstanceKey) -> String {
+    format!("{}.{}.{}", key.sandbox.tenant, key.sandbox.id, key.epoch)
+}
+
+/// The opposite of [`directory_name`].
+pub fn parse_directory_name(name: &str) -> Option<InstanceKey> {
+    let (rest, epoch) = name.rsplit_once('.')?;
+    let (tenant, id) = rest.split_once('.')?;
+    let sandbox = SandboxName { tenant: TenantId::parse(tenant).ok()?, id: SandboxId::parse(id).ok()? };
+    let key = InstanceKey { sandbox, epoch: Epoch(epoch.parse().ok()?) };
+    // `+1` and `01` are numbers too, but not names that this module gives.
+    (directory_name(&key) == name).then_some(key)
+}
+
+/// The runtime's name for an instance: short (full names overflow what runtimes accept), and known from the key alone, so
+/// that an instance can be removed when nothing but its key is left.
+pub fn container_id(key: &InstanceKey) -> String {
+    short_hash(directory_name(key).as_bytes(), 10)
+}
+
+fn short_hash(bytes: &[u8], length: usize) -> String {
+    Sha256::digest(bytes).iter().take(length).map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_name_says_the_key_and_nothing_else_does() {
+        let sandbox = SandboxName::parse("tenants/acme/sandboxes/web-1").expect("valid");
+        let key = InstanceKey { sandbox, epoch: Epoch(7) };
+        assert_eq!(directory_name(&key), "acme.web-1.7");
+        assert_eq!(parse_directory_name("acme.web-1.7"), Some(key));
+        for bad in ["", "acme.web-1", "acme.web-1.", "acme.web-1.07", "acme.web-1.+7", "acme.a.b.7", "A.b.1", ".tmp"] {
+            assert_eq!(parse_directory_name(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Driver `oci`: an instance is a container of an OCI runtime's command line (runc, crun), in its own user namespace, over a
+//! read-only base.
+//!
+//! ```text
+//!  agent ──socket──▶ shim run ──▶ runtime run ──▶ main process      the shim is the parent once the runtime has left
+//!    └────socket──▶ shim exec ──▶ runtime exec ──▶ process
+//! ```
+//!
+//! Nothing is kept in memory that matters: directories, lifelines and control groups say what there is, so a new agent
+//! process finds everything, and a crash at any step leaves something that [`Driver::list`] shows and [`Driver::remove`]
+//! removes. In reading order: `layout` names, `record` files, `lifeline` who is alive, `ids` users, `config` and `seccomp`
+//! what an instance may do, `cgroup`, `runtime`, `host`, `launch`, `exec`, `pty`, `remove`.
+
+pub(crate) mod cgroup;
+mod config;
+mod exec;
+mod host;
+pub(crate) mod ids;
+mod launch;
+pub(crate) mod layout;
+pub(crate) mod lifeline;
+mod pty;
+pub(crate) mod record;
+mod remove;
+mod runtime;
+mod seccomp;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use warren_proto::ids::NodeId;
+
+use self::cgroup::Cgroups;
+use self::ids::IdRanges;
+use self::launch::{Arguments, Stdios};
+use self::layout::Layout;
+use self::record::{Decided, ExitRecord, Record};
+use self::runtime::Runtime;
+use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
+use crate::shim::Report;
+
+const NAME: &str = "oci";
+
+/// Version 1 freezes in the background and tells nobody when it is done: looks at it, and the pause between them.
+const FREEZE_LOOKS: u32 = 500;
+const FREEZE_PAUSE: Duration = Duration::from_millis(10);
+
+/// What a driver needs to know.
+#[derive(Debug, Clone)]
+pub struct OciConfig {
+    /// Name or path of an OCI runtime's command line.
+    pub runtime: String,
+    /// The agent's directory; the driver's is `oci` in it.
+    pub data_dir: PathBuf,
+    pub node_id: NodeId,
+    /// Program that runs [`crate::shim::run`] when its first argument is `shim`.
+    pub shim_exe: PathBuf,
+}
+
+/// Runs instances as containers.
+#[derive(Debug)]
+pub struct OciDriver {
+    runtime: Runtime,
+    layout: Layout,
+    cgroups: Cgroups,
+    ids: IdRanges,
+    shim_exe: PathBuf,
+}
+
+impl OciDriver {
+    /// Checks that the runtime runs, and prepares the host. Blocks; once, at start.
+    pub fn new(config: OciConfig) -> Result<Self, DriverError> {
+        let OciConfig { runtime, data_dir, node_id, shim_exe } = config;
+        if !rustix::process::geteuid().is_root() {
+            return Err(io_error("run containers without being root")(io::ErrorKind::PermissionDenied.into()));
+        }
+        fs::create_dir_all(&data_dir).map_err(io_error("make the data directory"))?;
+        let data_dir = data_dir.canonicalize().map_err(io_error("find the data directory"))?;
+        let layout = Layout::new(&data_dir, &node_id);
+        let runtime = Runtime::new(runtime, layout.runtime_root.clone());
+        let version = runtime.probe()?;
+        host::prepare(&layout).map_err(io_error("make the driver's directories"))?;
+        if version.starts_with("crun") {
+            host::mount_hugetlb().map_err(io_error("mount the hugetlb controller for crun"))?;
+        }
+        let cgroups = Cgroups::discover().map_err(io_error("find the control groups"))?;
+        let driver = Self { runtime, layout, cgroups, ids: IdRanges::default(), shim_exe };
+        driver.adopt_ids()?;
+        Ok(driver)
+    }
+
+    /// Removes everything of this driver on the host: instances, directories, control groups, mounts. The driver cannot be
+    /// used afterwards.
+    pub async fn clean(&self) -> Result<(), DriverError> {
+        for key in self.keys()? {
+            self.remove(&key).await?;
+        }
+        let cgroups = Cgroups::discover().map_err(io_error("find the control groups"))?;
+        let mut strays = cgroups.children(&self.layout.cgroup_parent);
+        strays.extend(names_in(&self.layout.runtime_root)?);
+        for id in strays {
+            remove::remove_stray(self, &id).await?;
+        }
+        let layout = self.layout.clone();
+        blocking("put back the host", move || host::restore(&layout)).await
+    }
+
+    fn adopt_ids(&self) -> Result<(), DriverError> {
+        for key in self.keys()? {
+            if let Ok(record) = Record::read(&self.layout.instance(&key)) {
+                self.ids.adopt(&record.container_id, record.first_id);
+            }
+        }
+        Ok(())
+    }
+
+    fn keys(&self) -> Result<Vec<InstanceKey>, DriverError> {
+        let names = names_in(&self.layout.instances)?;
+        Ok(names.iter().filter_map(|name| layout::parse_directory_name(name)).collect())
+    }
+
+    /// Writes everything that the shim needs; the record last.
+    fn prepare_instance(&self, spec: &InstanceSpec, first_id: u32) -> io::Result<()> {
+        let directory = self.layout.instance(&spec.key);
+        for name in config::DIRECTORIES {
+            fs::create_dir(directory.join(name))?;
+        }
+        let upper = directory.join(layout::UPPER);
+        chown(&upper, Some(first_id), Some(first_id))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
+        let cgroup = self.layout.cgroup(&spec.key);
+        let rootfs = self.layout.rootfs.clone();
+        let bundle = config::bundle(
+            spec,
+            &config::Host {
+                first_id,
+                open_files: host::open_files(),
+                unified_cgroups: self.cgroups.is_unified(),
+                rootfs: rootfs.to_string_lossy().into_owned(),
+                cgroup: cgroup.clone(),
+            },
+        );
+        fs::write(directory.join(layout::CONFIG), bundle.to_string())?;
+        lifeline::create(&directory.join(layout::BUSY))?;
+        lifeline::create(&directory.join(layout::ALIVE))?;
+        let decided = Decided {
+            first_id,
+            runtime: self.runtime.program().to_owned(),
+            runtime_root: self.runtime.root().to_owned(),
+            rootfs,
+            oom_file: self.cgroups.oom_file(&cgroup),
+        };
+        Record::new(spec, decided).write(&directory)
+    }
+
+    async fn launch(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
+        let what = || format!("start {}", spec.key.sandbox);
+        let first_id = self.ids.take(&layout::container_id(&spec.key)).ok_or_else(|| DriverError::Runtime {
+            what: what(),
+            output: "every range of user ids is taken".to_owned(),
+        })?;
+        self.prepare_instance(spec, first_id).map_err(io_error("write the instance's files"))?;
+        let _slot = self.runtime.slot().await;
+        let directory = self.layout.instance(&spec.key);
+        let arguments = Arguments::Run { directory: &directory };
+        let mut shim = launch::launch(&self.shim_exe, &arguments, Stdios::none()).map_err(io_error("start a shim"))?;
+        let first = shim.reports.first().await;
+        launch::reap(shim.child);
+        match first {
+            Ok(Report::Started) => Ok(()),
+            Ok(Report::Failed { what, output }) => Err(refused(spec, what, &output)),
+            Ok(Report::Exited { .. }) => Err(io_error(&what())(io::ErrorKind::InvalidData.into())),
+            Err(source) => Err(DriverError::Io { what: what(), source }),
+        }
+    }
+
+    /// What is there of an instance whose directory exists.
+    fn presence(&self, key: &InstanceKey) -> Presence {
+        let directory = self.layout.instance(key);
+        if !directory.join(layout::RECORD).exists() {
+            return Presence::Remnant;
+        }
+        match ExitRecord::read(&directory) {
+            Ok(Some(exit)) => return Presence::Ended(exit.into()),
+            Ok(None) => {}
+            Err(_) => return Presence::Remnant,
+        }
+        let alive = lifeline::is_held(&directory.join(layout::ALIVE)).unwrap_or(false);
+        if !alive || !directory.join(layout::STARTED).exists() {
+            // It may have ended since we looked.
+            return match ExitRecord::read(&directory) {
+                Ok(Some(exit)) => Presence::Ended(exit.into()),
+                _ => Presence::Remnant,
+            };
+        }
+        match self.cgroups.is_told_to_freeze(&self.layout.cgroup(key)) {
+            true => Presence::Frozen,
+            false => Presence::Running,
+        }
+    }
+
+    /// The instance's record, where it runs, frozen or not.
+    fn running(&self, key: &InstanceKey) -> Result<(Record, Presence), DriverError> {
+        let directory = self.layout.instance(key);
+        if !directory.exists() {
+            return Err(DriverError::NotFound(key.clone()));
+        }
+        match self.presence(key) {
+            presence @ (Presence::Running | Presence::Frozen) => {
+                Ok((Record::read(&directory).map_err(io_error("read the record"))?, presence))
+            }
+            Presence::Ended(_) | Presence::Remnant => Err(DriverError::NotRunning { key: key.clone() }),
+        }
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    fn ids(&self) -> &IdRanges {
+        &self.ids
+    }
+
+    fn shim_exe(&self) -> &Path {
+        &self.shim_exe
+    }
+}
+
+#[async_trait]
+impl Driver for OciDriver {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn start(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
+        // Making the directory claims the name: what is there already is not touched.
+        fs::create_dir(self.layout.instance(&spec.key)).map_err(io_error("make the instance's directory"))?;
+        let started = self.launch(spec).await;
+        if started.is_err()
+            && let Err(error) = self.remove(&spec.key).await
+        {
+            tracing::warn!(instance = ?spec.key, %error, "cannot remove what a failed start left");
+        }
+        started
+    }
+
+    async fn wait(&self, key: &InstanceKey) -> Result<Ended, DriverError> {
+        let directory = self.layout.instance(key);
+        lifeline::released(&directory.join(layout::ALIVE)).await.map_err(io_error("wait for the shim"))?;
+        match ExitRecord::read(&directory).map_err(io_error("read how the main process ended"))? {
+            Some(exit) => Ok(exit.into()),
+            None if !directory.exists() => Err(DriverError::NotFound(key.clone())),
+            None => Err(DriverError::Runtime {
+                what: format!("wait for {}", key.sandbox),
+                output: "its shim ended without noting how the main process did".to_owned(),
+            }),
+        }
+    }
+
+    async fn freeze(&self, key: &InstanceKey) -> Result<(), DriverError> {
+        let (record, presence) = self.running(key)?;
+        let group = self.layout.cgroup(key);
+        if presence == Presence::Running {
+            self.runtime.call(&record.runtime, &["pause", &record.container_id]).await?;
+        }
+        for _ in 0..FREEZE_LOOKS {
+            if self.cgroups.is_frozen(&group) {
+                return Ok(());
+            }
+            tokio::time::sleep(FREEZE_PAUSE).await;
+        }
+        Err(runtime::timed_out(format!("freeze {}", key.sandbox)))
+    }
+
+    async fn thaw(&self, key: &InstanceKey) -> Result<(), DriverError> {
+        match self.running(key)? {
+            (record, Presence::Frozen) => self.runtime.call(&record.runtime, &["resume", &record.container_id]).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove(&self, key: &InstanceKey) -> Result<(), DriverError> {
+        remove::remove(self, key).await
+    }
+
+    async fn list(&self) -> Result<Vec<(InstanceKey, Presence)>, DriverError> {
+        Ok(self.keys()?.into_iter().map(|key| (key.clone(), self.presence(&key))).collect())
+    }
+
+    async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError> {
+        match self.running(key)? {
+            (record, Presence::Running) => exec::exec(self, key, &record, spec).await,
+            // The process would freeze before it ran, and the runtime would wait for it.
+            _ => Err(DriverError::NotRunning { key: key.clone() }),
+        }
+    }
+}
+
+fn refused(spec: &InstanceSpec, what: String, output: &str) -> DriverError {
+    let output = runtime::last_lines(output.as_bytes());
+    match spec.command.first() {
+        Some(command) if runtime::says_command_not_found(&output, command) => {
+            DriverError::CommandNotFound { command: command.clone() }
+        }
+        _ => DriverError::Runtime { what, output },
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, DriverError> {
+    let entries = fs::read_dir(directory).map_err(io_error("list a directory"))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// Turns an IO error into the driver's.
+fn io_error(what: &str) -> impl FnOnce(io::Error) -> DriverError {
+    let what = what.to_owned();
+    move |source| DriverError::Io { what, source }
+}
+
+/// Does blocking work where it disturbs nobody.
+async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, DriverError> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).and_then(|done| done).map_err(io_error(what))
+}

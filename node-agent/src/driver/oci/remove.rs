@@ -1,0 +1,143 @@
+//! Removal: works on a running instance, on what a crash left at any step of a start or of another removal, and when the
+//! runtime has forgotten the instance.
+//!
+//! Order: the record (so that a shim that is just starting gives up), processes, the runtime's state, control groups, and at
+//! last the directory, which names the instance until nothing else is left.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::time::{sleep, timeout};
+
+use super::cgroup::Cgroups;
+use super::record::Record;
+use super::{OciDriver, blocking, host, io_error, layout, lifeline};
+use crate::driver::{DriverError, InstanceKey};
+
+/// How long shims may take to end by themselves after the processes were killed. A process in the middle of disk IO, or of
+/// freeing much memory, takes a while to die.
+const SHIM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tries of each step that may find something still busy, and the pauses between them: about 8 s in all. There is no event
+/// to wait for: version 1 groups tell nobody when they become empty.
+const ATTEMPTS: u32 = 100;
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Tries of the runtime's own removal.
+const DELETE_ATTEMPTS: u32 = 3;
+
+pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), DriverError> {
+    let directory = driver.layout().instance(key);
+    let group = driver.layout().cgroup(key);
+    let id = layout::container_id(key);
+    let program = Record::read(&directory).map_or_else(|_| driver.runtime().program().to_owned(), |r| r.runtime);
+    let cgroups = discover()?;
+    forget(&directory).map_err(io_error("remove the record"))?;
+    end_shims(&cgroups, &directory, &group).await.map_err(io_error("end the shims"))?;
+    retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
+    delete_state(driver, &program, &id).await?;
+    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))?;
+    blocking("remove the directory", move || host::remove_tree(&directory)).await?;
+    driver.ids().give_back(&id);
+    Ok(())
+}
+
+/// Removes control group and runtime state that no directory names any more.
+pub(super) async fn remove_stray(driver: &OciDriver, id: &str) -> Result<(), DriverError> {
+    let group = format!("{}/{id}", driver.layout().cgroup_parent);
+    let cgroups = discover()?;
+    retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
+    delete_state(driver, driver.runtime().program(), id).await?;
+    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))
+}
+
+/// Anew each time: where another agent mounted a further hierarchy, runtimes use it at once.
+fn discover() -> Result<Cgroups, DriverError> {
+    Cgroups::discover().map_err(io_error("find the control groups"))
+}
+
+fn forget(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(layout::RECORD)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Kills the instance's processes; its shims see that, note it, and end. One that has nothing to see is killed.
+async fn end_shims(cgroups: &Cgroups, directory: &Path, group: &str) -> io::Result<()> {
+    cgroups.kill(group);
+    let busy = directory.join(layout::BUSY);
+    if !directory.join(layout::STARTED).exists() {
+        retry(|| kill_who_stands_in(directory)).await?;
+        cgroups.kill(group);
+    }
+    if let Ok(done) = timeout(SHIM_PATIENCE, lifeline::released(&busy)).await {
+        return done;
+    }
+    cgroups.kill(group);
+    retry(|| kill_who_stands_in(directory)).await?;
+    timeout(SHIM_PATIENCE, lifeline::released(&busy)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Kills the processes whose working directory is the instance's: shims, and runtime processes that they started. Succeeds
+/// once there are none, so that nothing is started behind our back afterwards.
+fn kill_who_stands_in(directory: &Path) -> io::Result<()> {
+    let mut found = false;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        // Opened before it is looked at, so it is the same process that is killed. It may be gone at any point.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory) {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+            found = true;
+        }
+    }
+    if found { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
+}
+
+fn nothing_left_in(cgroups: &Cgroups, group: &str) -> io::Result<()> {
+    match cgroups.kill(group) {
+        0 => Ok(()),
+        _ => Err(io::ErrorKind::ResourceBusy.into()),
+    }
+}
+
+fn empty_and_remove(cgroups: &Cgroups, group: &str) -> io::Result<()> {
+    cgroups.kill(group);
+    cgroups.remove(group)
+}
+
+/// Has the runtime forget the instance. Nothing of it runs, so where the runtime cannot, its files are removed.
+async fn delete_state(driver: &OciDriver, program: &str, id: &str) -> Result<(), DriverError> {
+    let state = driver.runtime().state(id);
+    // Not forced first: that waits at least 100 ms in runc.
+    let mut arguments = vec!["delete", id];
+    for _ in 0..DELETE_ATTEMPTS {
+        if !state.exists() {
+            return Ok(());
+        }
+        if let Err(error) = driver.runtime().call(program, &arguments).await {
+            tracing::debug!(container = id, %error, "the runtime did not delete an instance");
+        }
+        arguments = vec!["delete", "--force", id];
+    }
+    blocking("remove the runtime's state", move || host::remove_tree(&state)).await
+}
+
+async fn retry(mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..ATTEMPTS {
+        if step().is_ok() {
+            return Ok(());
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    step()
+}

@@ -1,0 +1,86 @@
+//! The drivers that this node offers, by name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::config::{Config, DriverKind};
+use crate::driver::Driver;
+use crate::driver::oci::{OciConfig, OciDriver};
+use crate::driver::sim::{SimConfig, SimDriver};
+
+/// At least one driver; the first is the default.
+#[derive(Clone)]
+pub struct Drivers {
+    default: &'static str,
+    by_name: BTreeMap<&'static str, Arc<dyn Driver>>,
+}
+
+impl Drivers {
+    /// `None` where the list is empty.
+    pub fn new(drivers: Vec<Arc<dyn Driver>>) -> Option<Self> {
+        let default = drivers.first()?.name();
+        let by_name = drivers.into_iter().map(|driver| (driver.name(), driver)).collect();
+        Some(Self { default, by_name })
+    }
+
+    /// The driver of that name, or the default.
+    pub fn get(&self, name: Option<&str>) -> Option<Arc<dyn Driver>> {
+        self.by_name.get(name.unwrap_or(self.default)).cloned()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Driver>> {
+        self.by_name.values()
+    }
+
+    /// The default first.
+    pub fn names(&self) -> Vec<String> {
+        let others = self.by_name.keys().filter(|name| **name != self.default);
+        std::iter::once(&self.default).chain(others).map(ToString::to_string).collect()
+    }
+}
+
+/// The drivers that a configuration names.
+#[derive(Debug)]
+pub struct Built {
+    pub drivers: Drivers,
+    /// For what only this driver can do.
+    pub oci: Option<Arc<OciDriver>>,
+}
+
+/// Makes the drivers and checks that they can work on this host.
+pub async fn build(config: &Config) -> anyhow::Result<Built> {
+    let mut list: Vec<Arc<dyn Driver>> = Vec::new();
+    let mut oci = None;
+    for kind in &config.drivers {
+        match kind {
+            DriverKind::Oci => {
+                let driver = Arc::new(build_oci(config).await.context("driver oci")?);
+                list.push(Arc::clone(&driver) as Arc<dyn Driver>);
+                oci = Some(driver);
+            }
+            DriverKind::Sim => list.push(Arc::new(SimDriver::new(SimConfig::default()))),
+        }
+    }
+    let drivers = Drivers::new(list).context("no driver is configured")?;
+    Ok(Built { drivers, oci })
+}
+
+async fn build_oci(config: &Config) -> anyhow::Result<OciDriver> {
+    let config = OciConfig {
+        runtime: config.runtime.clone(),
+        data_dir: config.data_dir.clone(),
+        node_id: config.node_id.clone(),
+        shim_exe: std::env::current_exe().context("find this program's own file")?,
+    };
+    // It runs the runtime once, and waits for it.
+    Ok(tokio::task::spawn_blocking(move || OciDriver::new(config)).await??)
+}
+
+impl fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}

@@ -1,0 +1,266 @@
+//! The rules of `reconcile`, one by one and against random histories.
+
+use proptest::prelude::*;
+use warren_proto::ids::{Digest, Generation};
+use warren_proto::units::{Bytes, Resources};
+
+use super::*;
+use crate::assignment::{StartSpec, TemplateRef, Update, Want};
+
+fn running(epoch: u64) -> Goal {
+    let template =
+        TemplateRef { digest: Digest([0; 32]), size: Bytes(1), sources: Vec::new(), download_token: String::new() };
+    let spec = StartSpec {
+        resources: Resources::default(),
+        pids: 1,
+        template,
+        command: Vec::new(),
+        environment: Vec::new(),
+        working_directory: "/".into(),
+        driver: None,
+    };
+    Goal { epoch: Epoch(epoch), want: Want::Running(Box::new(spec)) }
+}
+
+fn removed(epoch: u64) -> Goal {
+    Goal { epoch: Epoch(epoch), want: Want::Removed }
+}
+
+fn held(record: Option<(u64, Stage)>, instances: &[(u64, Presence)]) -> Held {
+    let instance = |presence: &Presence| Instance { driver: "fake".into(), presence: presence.clone() };
+    Held {
+        record: record.map(|(epoch, stage)| Record { epoch: Epoch(epoch), stage }),
+        instances: instances.iter().map(|(epoch, presence)| (Epoch(*epoch), instance(presence))).collect(),
+        busy: None,
+    }
+}
+
+fn code(report: Option<Report>) -> String {
+    match report.map(|report| report.phase) {
+        Some(Phase::Failed(reason)) => reason.code,
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_new_is_started_once() {
+    let goal = running(1);
+    assert_eq!(next_action(Some(&goal), true, &held(None, &[])), Some(Action::Start(Epoch(1))));
+    for stage in [Stage::Starting, Stage::Started, Stage::Removed, Stage::Failed(Reason::new("X", ""))] {
+        assert_eq!(next_action(Some(&goal), true, &held(Some((1, stage)), &[])), None);
+    }
+}
+
+#[test]
+fn what_ran_and_is_gone_is_reported_and_never_restarted() {
+    let gone = held(Some((1, Stage::Started)), &[]);
+    assert_eq!(code(report(Some(&running(1)), true, &gone)), "INSTANCE_LOST");
+    assert_eq!(code(report(None, false, &gone)), "INSTANCE_LOST");
+    let interrupted = held(Some((1, Stage::Starting)), &[]);
+    assert_eq!(code(report(Some(&running(1)), true, &interrupted)), "START_INTERRUPTED");
+}
+
+#[test]
+fn an_older_epoch_is_refused() {
+    let newer = held(Some((3, Stage::Started)), &[(3, Presence::Running)]);
+    assert_eq!(next_action(Some(&running(2)), true, &newer), None);
+    assert_eq!(next_action(Some(&removed(2)), true, &newer), None);
+    assert_eq!(report(Some(&running(2)), true, &newer), Some(Report { epoch: Epoch(3), phase: Phase::Running }));
+    let seen = held(Some((3, Stage::Removed)), &[]);
+    assert_eq!(next_action(Some(&running(2)), true, &seen), None);
+    assert_eq!(code(report(Some(&running(2)), true, &seen)), "STALE_EPOCH");
+}
+
+#[test]
+fn an_older_instance_goes_before_a_newer_epoch_starts() {
+    let older = held(Some((1, Stage::Started)), &[(1, Presence::Running)]);
+    assert_eq!(next_action(Some(&running(2)), true, &older), Some(Action::Remove(Epoch(1))));
+    assert_eq!(report(Some(&running(2)), true, &older), Some(Report { epoch: Epoch(2), phase: Phase::Starting }));
+}
+
+#[test]
+fn what_is_to_be_removed_is_reported_removed_also_when_it_never_was_here() {
+    assert_eq!(next_action(Some(&removed(1)), true, &held(None, &[])), None);
+    assert_eq!(
+        report(Some(&removed(1)), true, &held(None, &[])),
+        Some(Report { epoch: Epoch(1), phase: Phase::Removed })
+    );
+    let here = held(Some((1, Stage::Started)), &[(1, Presence::Running)]);
+    assert_eq!(next_action(Some(&removed(1)), true, &here), Some(Action::Remove(Epoch(1))));
+    assert_eq!(report(Some(&removed(1)), true, &here), Some(Report { epoch: Epoch(1), phase: Phase::Running }));
+}
+
+#[test]
+fn what_no_assignment_names_is_frozen_and_never_ended() {
+    let orphan = held(Some((1, Stage::Started)), &[(1, Presence::Running)]);
+    assert_eq!(next_action(None, false, &orphan), None, "no assignment has been received yet");
+    assert_eq!(next_action(None, true, &orphan), Some(Action::FreezeOrphan(Epoch(1))));
+    let frozen = held(Some((1, Stage::Started)), &[(1, Presence::Frozen)]);
+    assert_eq!(next_action(None, true, &frozen), None);
+    assert_eq!(report(None, true, &frozen), Some(Report { epoch: Epoch(1), phase: Phase::Orphan }));
+    assert_eq!(next_action(Some(&running(1)), true, &frozen), Some(Action::Thaw(Epoch(1))));
+}
+
+#[test]
+fn a_remnant_is_cleared_away_and_reported_failed() {
+    let remnant = held(Some((1, Stage::Starting)), &[(1, Presence::Remnant)]);
+    assert_eq!(next_action(None, false, &remnant), Some(Action::Remove(Epoch(1))));
+    let record = remnant.record_after_removal(Epoch(1)).expect("record");
+    assert_eq!(record.stage, Stage::Failed(Reason::interrupted()));
+    let broken = held(Some((1, Stage::Started)), &[(1, Presence::Remnant)]);
+    assert_eq!(broken.record_after_removal(Epoch(1)).expect("record").stage, Stage::Failed(Reason::lost()));
+}
+
+#[test]
+fn adoption_believes_the_host() {
+    let mut found = held(Some((1, Stage::Starting)), &[(1, Presence::Running)]);
+    found.adopt();
+    assert_eq!(found.record, Some(Record { epoch: Epoch(1), stage: Stage::Started }));
+    let mut unknown = held(None, &[(4, Presence::Ended(Ended::default()))]);
+    unknown.adopt();
+    assert_eq!(unknown.record, Some(Record { epoch: Epoch(4), stage: Stage::Started }));
+}
+
+// ---- random histories of one sandbox ----
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// The leader's wish: a running or removed epoch, or nothing.
+    Assign(Option<(u64, bool)>),
+    /// Carry out the next action; `false`: it fails.
+    Act(bool),
+    /// The main process ends.
+    End,
+    /// The agent is killed in the middle of what it does; `true`: and the host reboots.
+    Crash(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => prop::option::weighted(0.8, (1u64..5, prop::bool::weighted(0.7))).prop_map(Step::Assign),
+        6 => prop::bool::weighted(0.8).prop_map(Step::Act),
+        1 => Just(Step::End),
+        1 => prop::bool::ANY.prop_map(Step::Crash),
+    ]
+}
+
+/// A host and an agent, as small as they can be.
+#[derive(Debug, Default)]
+struct World {
+    assignment: Assignment,
+    generation: u64,
+    held: BTreeMap<SandboxName, Held>,
+    started: Vec<Epoch>,
+}
+
+fn sandbox() -> SandboxName {
+    SandboxName::parse("tenants/t/sandboxes/s").expect("name")
+}
+
+impl World {
+    fn assign(&mut self, wish: Option<(u64, bool)>) {
+        self.generation += 1;
+        let goal = wish.map(|(epoch, run)| if run { running(epoch) } else { removed(epoch) });
+        let goals = goal.map(|goal| (sandbox(), goal)).into_iter().collect();
+        self.assignment.apply(Update::Full { generation: Generation(self.generation), goals });
+    }
+
+    fn next(&self) -> Option<Action> {
+        let actions = diff(&self.assignment, &self.held);
+        assert!(actions.len() <= 1);
+        actions.first().map(|(_, action)| *action)
+    }
+
+    /// Does one action and checks what must hold at every one.
+    fn act(&mut self, succeeds: bool) {
+        let Some(action) = self.next() else { return };
+        let goal = self.assignment.goal(&sandbox()).cloned();
+        let held = self.held.entry(sandbox()).or_default();
+        match action {
+            Action::Start(epoch) => {
+                assert!(held.instances.is_empty(), "two epochs at once");
+                assert!(held.record.as_ref().is_none_or(|r| r.epoch < epoch), "an old epoch started");
+                self.started.push(epoch);
+                let stage = if succeeds { Stage::Started } else { Stage::Failed(Reason::new("START_FAILED", "")) };
+                held.record = Some(Record { epoch, stage });
+                if succeeds {
+                    held.instances.insert(epoch, Instance { driver: "fake".into(), presence: Presence::Running });
+                }
+            }
+            Action::Remove(epoch) if succeeds => {
+                let remnant = held.instances[&epoch].presence == Presence::Remnant;
+                assert!(remnant || goal.is_some_and(|goal| goal.epoch >= epoch), "an orphan was ended");
+                held.record = held.record_after_removal(epoch);
+                held.instances.remove(&epoch);
+            }
+            Action::FreezeOrphan(epoch) if succeeds => {
+                assert!(goal.is_none());
+                held.instances.get_mut(&epoch).expect("instance").presence = Presence::Frozen;
+            }
+            Action::Thaw(epoch) if succeeds => {
+                held.instances.get_mut(&epoch).expect("instance").presence = Presence::Running;
+            }
+            Action::Forget => {
+                assert!(held.instances.is_empty() && goal.is_none());
+                self.held.remove(&sandbox());
+                self.started.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self) {
+        for instance in self.held.values_mut().flat_map(|held| held.instances.values_mut()) {
+            if instance.presence == Presence::Running {
+                instance.presence = Presence::Ended(Ended::default());
+            }
+        }
+    }
+
+    /// A start under way leaves its intent and a remnant; a reboot leaves the journal alone.
+    fn crash(&mut self, reboot: bool) {
+        if let Some(Action::Start(epoch)) = self.next() {
+            let held = self.held.entry(sandbox()).or_default();
+            held.record = Some(Record { epoch, stage: Stage::Starting });
+            held.instances.insert(epoch, Instance { driver: "fake".into(), presence: Presence::Remnant });
+            self.started.push(epoch);
+        }
+        self.assignment = Assignment::default();
+        for held in self.held.values_mut() {
+            if reboot {
+                held.instances.clear();
+            }
+            held.adopt();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_history_converges_and_starts_each_epoch_once(steps in prop::collection::vec(step(), 0..60)) {
+        let mut world = World::default();
+        for step in steps {
+            match step {
+                Step::Assign(wish) => world.assign(wish),
+                Step::Act(succeeds) => world.act(succeeds),
+                Step::End => world.end(),
+                Step::Crash(reboot) => world.crash(reboot),
+            }
+            prop_assert!(world.held.values().all(|held| held.instances.len() <= 1), "two epochs at once");
+        }
+        for _ in 0..4 {
+            world.act(true);
+        }
+        prop_assert_eq!(world.next(), None, "it settles, and then nothing more is done");
+        let mut once = world.started.clone();
+        once.dedup();
+        prop_assert_eq!(&once, &world.started, "no epoch is started twice");
+        prop_assert!(once.is_sorted());
+        let reports = report_all(&world.assignment, &world.held);
+        if let Some(goal) = world.assignment.goal(&sandbox()) {
+            prop_assert!(reports.contains_key(&sandbox()), "what is assigned is reported");
+            let phase = &reports[&sandbox()].phase;
+            prop_assert!(*phase != Phase::Starting, "settled, and still starting: {:?}", goal);
+        }
+    }
+}

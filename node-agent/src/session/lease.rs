@@ -1,0 +1,36 @@
+//! Says when the lease lapses, also while no session is there to notice. In this version a lapse does nothing to sandboxes:
+//! they are `on_isolation: keep`.
+
+use metrics::counter;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::Membership;
+use crate::clock::BootInstant;
+use crate::metrics::LEASE_LAPSES;
+
+/// Runs until `stop`.
+pub async fn watch(membership: Membership, stop: CancellationToken) {
+    let mut lapsed = None;
+    loop {
+        let until = membership.lease_until().filter(|until| lapsed != Some(*until));
+        let left = until.map(|until| until.since(BootInstant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            lapsed = until;
+            counter!(LEASE_LAPSES).increment(1);
+            tracing::warn!("the lease lapsed: no leader renewed it in time; sandboxes run on");
+            continue;
+        }
+        let expiry = async {
+            match left {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = membership.lease_moved() => {}
+            () = expiry => {}
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Makes the host what the assignment says: carries out what `reconcile` asks for, and is the only caller of
+//! `Driver::{start, remove, freeze, thaw}`.
+//!
+//! The model (assignment and what is held) lives behind one lock that is never held across an await. Each sandbox has at most
+//! one action under way, in a task of its own; when it ends the model is changed and `reconcile` is asked again. A second
+//! task waits for the main process. What a driver refuses is tried again with a growing pause, except a start, which is
+//! reported failed.
+//!
+//! children: `work` (one action), `start`, `watch` (waits for main processes).
+
+mod start;
+mod watch;
+mod work;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use warren_proto::ids::{Digest, Epoch, Generation, SandboxName};
+
+use crate::assignment::{Assignment, Goal, Outcome, Update, Want};
+use crate::changes::{Changes, Listener};
+use crate::driver::{Driver, DriverError, InstanceKey, Presence};
+use crate::drivers::Drivers;
+use crate::journal::{Journal, JournalError};
+use crate::reconcile::{self, Action, Held, Instance, Record, Report};
+use crate::templates::fetch::Fetcher;
+use work::{Done, Job};
+
+/// Starts at once: a runtime's start is mostly work of the host's CPUs, and more only make each one slower.
+const MAX_STARTS: usize = 8;
+
+/// Removals, freezes and thaws at once.
+const MAX_OTHERS: usize = 16;
+
+/// How long a stopping agent waits for what its drivers are doing; what is cut off is a remnant for the next one.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a supervisor cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("driver `{driver}` cannot list its sandboxes: {source}")]
+    List { driver: &'static str, source: DriverError },
+}
+
+/// Runs the node's sandboxes. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Supervisor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    drivers: Drivers,
+    fetcher: Fetcher,
+    journal: Journal,
+    changes: Changes,
+    starts: Semaphore,
+    others: Semaphore,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+    model: Mutex<Model>,
+}
+
+/// What the node should hold, holds and does.
+#[derive(Debug, Default)]
+struct Model {
+    assignment: Assignment,
+    held: BTreeMap<SandboxName, Held>,
+    /// Dropped with the instance: ends the task that waits for its main process.
+    watches: BTreeMap<InstanceKey, DropGuard>,
+    /// Calls off the preparation of a start.
+    starting: BTreeMap<SandboxName, (Epoch, CancellationToken)>,
+    /// Failures in a row of what a sandbox needs next.
+    failures: BTreeMap<SandboxName, u32>,
+}
+
+/// What the node holds at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub generation: Generation,
+    pub reports: BTreeMap<SandboxName, Report>,
+    pub templates: Vec<Digest>,
+}
+
+impl Supervisor {
+    /// Takes over what the host and the journal hold, whichever agent left it there.
+    pub async fn adopt(
+        drivers: Drivers,
+        fetcher: Fetcher,
+        journal: Journal,
+        changes: Changes,
+    ) -> Result<Self, SuperviseError> {
+        let mut held: BTreeMap<SandboxName, Held> = BTreeMap::new();
+        for (sandbox, record) in journal.load()? {
+            held.insert(sandbox, Held { record: Some(record), ..Held::default() });
+        }
+        for driver in drivers.all() {
+            let name = driver.name();
+            let listed = driver.list().await.map_err(|source| SuperviseError::List { driver: name, source })?;
+            for (key, presence) in listed {
+                let instance = Instance { driver: name.to_owned(), presence };
+                held.entry(key.sandbox).or_default().instances.insert(key.epoch, instance);
+            }
+        }
+        for (sandbox, held) in &mut held {
+            let before = held.record.clone();
+            held.adopt();
+            if let Some(record) = held.record.as_ref().filter(|record| before.as_ref() != Some(record)) {
+                journal.put(sandbox, record)?;
+            }
+        }
+        let inner = Inner {
+            drivers,
+            fetcher,
+            journal,
+            changes,
+            starts: Semaphore::new(MAX_STARTS),
+            others: Semaphore::new(MAX_OTHERS),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            model: Mutex::new(Model { held, ..Model::default() }),
+        };
+        let supervisor = Self(Arc::new(inner));
+        supervisor.take_up();
+        Ok(supervisor)
+    }
+
+    /// Takes an update of the assignment and begins what it asks for.
+    pub fn apply(&self, update: Update) -> Outcome {
+        let mut model = self.model();
+        let outcome = model.assignment.apply(update);
+        if outcome == Outcome::Applied {
+            model.call_off_obsolete_starts();
+            self.settle(&mut model);
+            drop(model);
+            self.0.changes.ring();
+        }
+        outcome
+    }
+
+    /// What the leader should know now.
+    pub fn observe(&self) -> Snapshot {
+        let model = self.model();
+        Snapshot {
+            generation: model.assignment.generation(),
+            reports: reconcile::report_all(&model.assignment, &model.held),
+            templates: self.0.fetcher.store.digests(),
+        }
+    }
+
+    pub fn listen(&self) -> Listener {
+        self.0.changes.listen()
+    }
+
+    /// The driver of an instance that is here and not being removed.
+    pub fn driver_of(&self, key: &InstanceKey) -> Option<Arc<dyn Driver>> {
+        let model = self.model();
+        let held = model.held.get(&key.sandbox)?;
+        let instance = held.instances.get(&key.epoch)?;
+        let going = held.busy == Some(Action::Remove(key.epoch)) || instance.presence == Presence::Remnant;
+        if going { None } else { self.0.drivers.get(Some(&instance.driver)) }
+    }
+
+    /// Begins nothing more and waits, within bounds, for what drivers are doing. Sandboxes run on.
+    pub async fn stop(&self) {
+        self.0.stopping.cancel();
+        self.model().watches.clear();
+        self.0.tasks.close();
+        if tokio::time::timeout(STOP_PATIENCE, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("a driver did not finish in time; the next agent clears up what it was doing");
+        }
+    }
+
+    fn take_up(&self) {
+        let mut model = self.model();
+        let found: Vec<(InstanceKey, String)> = model
+            .held
+            .iter()
+            .flat_map(|(sandbox, held)| held.instances.iter().map(move |(epoch, instance)| (sandbox, epoch, instance)))
+            .filter(|(_, _, instance)| matches!(instance.presence, Presence::Running | Presence::Frozen))
+            .map(|(s, e, instance)| (InstanceKey { sandbox: s.clone(), epoch: *e }, instance.driver.clone()))
+            .collect();
+        if !model.held.is_empty() {
+            tracing::info!(sandboxes = model.held.len(), running = found.len(), "took over what was here");
+        }
+        for (key, driver) in found {
+            self.watch(&mut model, key, &driver);
+        }
+        self.settle(&mut model);
+    }
+
+    /// Begins every action that is due.
+    fn settle(&self, model: &mut Model) {
+        for (sandbox, action) in reconcile::diff(&model.assignment, &model.held) {
+            self.launch(model, sandbox, action);
+        }
+    }
+
+    /// Begins the next action of one sandbox.
+    fn settle_one(&self, model: &mut Model, sandbox: &SandboxName) {
+        let nothing = Held::default();
+        let held = model.held.get(sandbox).unwrap_or(&nothing);
+        let goal = model.assignment.goal(sandbox);
+        if let Some(action) = reconcile::next_action(goal, model.assignment.is_known(), held) {
+            self.launch(model, sandbox.clone(), action);
+        }
+    }
+
+    fn launch(&self, model: &mut Model, sandbox: SandboxName, action: Action) {
+        if self.0.stopping.is_cancelled() {
+            return;
+        }
+        let Some(job) = model.job(&sandbox, action) else { return };
+        model.held.entry(sandbox.clone()).or_default().busy = Some(action);
+        let this = self.clone();
+        self.0.tasks.spawn(async move { this.perform(sandbox, action, job).await });
+    }
+
+    /// Records how an action ended and begins the next one.
+    fn conclude(&self, sandbox: &SandboxName, action: Action, done: Done) {
+        let mut model = self.model();
+        if let Done::Started { driver, .. } = &done
+            && let Action::Start(epoch) = action
+        {
+            self.watch(&mut model, InstanceKey { sandbox: sandbox.clone(), epoch }, driver);
+        }
+        model.conclude(sandbox, action, done);
+        self.settle_one(&mut model, sandbox);
+        drop(model);
+        self.0.changes.ring();
+    }
+
+    fn model(&self) -> MutexGuard<'_, Model> {
+        // The model is changed in whole steps; a panic between them leaves it as it was.
+        self.0.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Model {
+    fn call_off_obsolete_starts(&mut self) {
+        for (sandbox, (epoch, cancel)) in &self.starting {
+            if reconcile::start_is_obsolete(self.assignment.goal(sandbox), *epoch) {
+                cancel.cancel();
+            }
+        }
+    }
+
+    /// What a task needs for an action; `None` where the model has changed under it.
+    fn job(&mut self, sandbox: &SandboxName, action: Action) -> Option<Job> {
+        let driver = |epoch| self.held.get(sandbox)?.instances.get(epoch).map(|instance| instance.driver.clone());
+        Some(match &action {
+            Action::Start(epoch) => {
+                let Some(Goal { want: Want::Running(spec), .. }) = self.assignment.goal(sandbox) else { return None };
+                let cancel = CancellationToken::new();
+                let job = Job::Start { spec: spec.clone(), cancel: cancel.clone() };
+                self.starting.insert(sandbox.clone(), (*epoch, cancel));
+                job
+            }
+            Action::Remove(epoch) | Action::FreezeOrphan(epoch) | Action::Thaw(epoch) => {
+                Job::Driver { driver: driver(epoch)?, failures: self.failures.get(sandbox).copied().unwrap_or(0) }
+            }
+            Action::Forget => Job::Forget,
+        })
+    }
+
+    fn conclude(&mut self, sandbox: &SandboxName, action: Action, done: Done) {
+        self.starting.remove(sandbox);
+        match &done {
+            Done::Retry => *self.failures.entry(sandbox.clone()).or_default() += 1,
+            _ => drop(self.failures.remove(sandbox)),
+        }
+        let held = self.held.entry(sandbox.clone()).or_default();
+        held.busy = None;
+        match (action, done) {
+            (Action::Start(epoch), Done::Started { driver, record }) => {
+                held.record = Some(record);
+                held.instances.insert(epoch, Instance { driver, presence: Presence::Running });
+            }
+            (_, Done::NotStarted { record }) => held.record = Some(record),
+            (Action::Remove(epoch), Done::Removed { record }) => {
+                held.record = record;
+                held.instances.remove(&epoch);
+                self.watches.remove(&InstanceKey { sandbox: sandbox.clone(), epoch });
+            }
+            (Action::FreezeOrphan(epoch), Done::Carried) => held.set_presence(epoch, Presence::Frozen),
+            (Action::Thaw(epoch), Done::Carried) => held.set_presence(epoch, Presence::Running),
+            (Action::Forget, Done::Carried) => {
+                self.held.remove(sandbox);
+            }
+            _ => {}
+        }
+        if self.held.get(sandbox).is_some_and(|held| *held == Held::default()) {
+            self.held.remove(sandbox);
+        }
+    }
+
+    fn record_after_removal(&self, key: &InstanceKey) -> Option<Record> {
+        self.held.get(&key.sandbox)?.record_after_removal(key.epoch)
+    }
+}
+
+impl Held {
+    /// Frozen and running replace each other; an end that came between stays.
+    fn set_presence(&mut self, epoch: Epoch, presence: Presence) {
+        if let Some(instance) = self.instances.get_mut(&epoch)
+            && matches!(instance.presence, Presence::Running | Presence::Frozen)
+        {
+            instance.presence = presence;
+        }
+    }
+}

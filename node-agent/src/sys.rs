@@ -1,0 +1,152 @@
+//! The few system calls that have no safe wrapper: the only module of this crate with `unsafe`.
+//!
+//! Each function is a thin, total wrapper: it owns what it opens, and it leaves nothing behind when it fails.
+
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Makes the detached mount `tree` show files of user `n` as owned by what `user_namespace` maps `n` to.
+pub fn set_id_map(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd() as u64,
+    };
+    // SAFETY: the path is a NUL-terminated constant, `attr` lives through the call and its true size is passed; the kernel
+    // only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result)
+}
+
+/// Makes a user namespace that maps ids `0..count` inside to `first..first + count` outside.
+///
+/// A namespace needs a process to be born with: a child that does nothing but wait until the namespace is open here.
+/// Call it from a process with one thread.
+pub fn user_namespace(first: u32, count: u32) -> io::Result<OwnedFd> {
+    let (hold, release) = io::pipe()?;
+    // SAFETY: `clone` without a new stack or shared memory acts like `fork`. The child calls only `close`, `read` and
+    // `_exit`, which are async-signal-safe, with descriptors and a buffer of its own copy of this memory.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+    if child == 0 {
+        let mut byte = 0u8;
+        // SAFETY: as above; `byte` is one writable byte.
+        unsafe {
+            libc::close(release.as_raw_fd());
+            libc::read(hold.as_raw_fd(), (&raw mut byte).cast(), 1);
+            libc::_exit(0);
+        }
+    }
+    check(child)?;
+    let opened = map_and_open(child, first, count);
+    drop(release);
+    // SAFETY: the child is ours and not waited for elsewhere; a null status pointer is allowed.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    opened
+}
+
+fn map_and_open(child: i64, first: u32, count: u32) -> io::Result<OwnedFd> {
+    let map = format!("0 {first} {count}\n");
+    fs::write(format!("/proc/{child}/uid_map"), &map)?;
+    fs::write(format!("/proc/{child}/gid_map"), &map)?;
+    Ok(File::open(format!("/proc/{child}/ns/user"))?.into())
+}
+
+/// Lets the process that `command` starts inherit `fd`, under the same number, which is returned. `fd` stays
+/// close-on-exec in this process, so nothing else that is started at the same time gets it.
+pub fn inherit(command: &mut Command, fd: OwnedFd) -> RawFd {
+    let number = fd.as_raw_fd();
+    // SAFETY: the closure runs in the child between fork and exec and calls only `fcntl`, which is async-signal-safe. It
+    // owns `fd`, so the number stays valid.
+    unsafe {
+        command.pre_exec(move || check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0))));
+    }
+    number
+}
+
+/// Has the kernel kill the process that `command` starts when the thread that starts it ends.
+pub fn die_with_starter(command: &mut Command) {
+    // SAFETY: the closure runs in the child between fork and exec; `prctl` is a plain system call.
+    unsafe {
+        command.pre_exec(|| check(libc::c_long::from(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))));
+    }
+}
+
+/// Takes ownership of descriptor `number`, which a parent process passed with [`inherit`].
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: `fcntl` accepts any number and fails on one that is not open.
+    check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+    // SAFETY: it is open, and the caller is the start of a process, before anything else could own it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Points stdin, stdout and stderr of this process at `/dev/null`.
+pub fn drop_stdio() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for number in 0..=2 {
+        // SAFETY: both are plain descriptor numbers; the standard ones are never owned by a Rust value.
+        check(libc::c_long::from(unsafe { libc::dup2(null.as_raw_fd(), number) }))?;
+    }
+    Ok(())
+}
+
+/// Sends any signal, real-time ones too, to the process behind `pidfd`. No effect once it was waited for.
+pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null `siginfo` is allowed: the kernel fills it in as `kill` would.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    match check(result) {
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Receives one descriptor over a Unix socket.
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// A runtime sends a short name beside the descriptor.
+    const NAME_LENGTH: usize = 4096;
+    let mut name = [0u8; NAME_LENGTH];
+    let mut buffers = [io::IoSliceMut::new(&mut name)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel just installed these descriptors for this call; nobody else owns them.
+            let mut owned = numbers.into_iter().map(|n| unsafe { OwnedFd::from_raw_fd(n) });
+            if let Some(first) = owned.next() {
+                owned.for_each(drop);
+                return Ok(first);
+            }
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "no descriptor came over the socket"))
+}
+
+/// Has the async runtime watch a descriptor.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and names the same file, for as long as it is owned; the result owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

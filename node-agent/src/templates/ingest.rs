@@ -1,0 +1,116 @@
+//! Writing one template: bytes in, hashed as they come; then verified, unpacked, synced and renamed into place.
+//!
+//! Nothing is visible before `finish`, and a dropped ingest leaves nothing behind.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
+use bytes::Bytes as Chunk;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+use warren_proto::ids::Digest;
+use warren_proto::units::Bytes;
+
+use super::{COMPLETE, ROOTFS, TAR, TEMPORARY_PREFIX, TemplateError, TemplateStore, Turn, unpack};
+use crate::storage;
+
+/// A template being written.
+#[derive(Debug)]
+pub struct Ingest {
+    store: TemplateStore,
+    turn: Turn,
+    size: Bytes,
+    written: u64,
+    hasher: Sha256,
+    tar: File,
+    directory: Temporary,
+}
+
+/// Removes its directory when dropped, unless it was renamed away.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.display(), %error, "an unfinished template stays until the next start");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Ingest {
+    pub(super) fn begin(store: TemplateStore, turn: Turn, size: Bytes) -> Result<Self, TemplateError> {
+        check_space(&store, size)?;
+        let directory = Temporary(store.root().join(format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4())));
+        storage::create_private_directory(&directory.0).map_err(TemplateError::io("create a template's directory"))?;
+        let tar = File::create(directory.0.join(TAR)).map_err(TemplateError::io("create a template's file"))?;
+        Ok(Self { store, turn, size, written: 0, hasher: Sha256::new(), tar, directory })
+    }
+
+    /// Adds a chunk, on a thread that may block.
+    pub async fn write(mut self, chunk: Chunk) -> Result<Self, TemplateError> {
+        blocking(move || {
+            self.written += chunk.len() as u64;
+            if self.written > self.size.0 {
+                return Err(self.wrong_size());
+            }
+            self.hasher.update(&chunk);
+            self.tar.write_all(&chunk).map_err(TemplateError::io("write a template"))?;
+            Ok(self)
+        })
+        .await
+    }
+
+    /// Verifies, unpacks and publishes. After an error nothing is left.
+    pub async fn finish(self) -> Result<(), TemplateError> {
+        blocking(move || self.finish_blocking()).await
+    }
+
+    fn finish_blocking(self) -> Result<(), TemplateError> {
+        let want = self.turn.digest;
+        if self.written != self.size.0 {
+            return Err(self.wrong_size());
+        }
+        let got = Digest(self.hasher.clone().finalize().into());
+        if got != want {
+            return Err(TemplateError::Digest { want, got });
+        }
+        let directory = &self.directory.0;
+        let rootfs = directory.join(ROOTFS);
+        let tar = File::open(directory.join(TAR)).map_err(TemplateError::io("open a template"))?;
+        unpack::unpack(tar, &rootfs).map_err(|source| TemplateError::Unpack { digest: want, source })?;
+        fs::write(directory.join(COMPLETE), b"").map_err(TemplateError::io("mark a template complete"))?;
+        // One sync for all of its files, of which there may be many thousand.
+        rustix::fs::syncfs(&self.tar).map_err(|e| TemplateError::io("sync a template")(e.into()))?;
+        let place = self.store.root().join(want.hex());
+        fs::rename(directory, &place).map_err(TemplateError::io("publish a template"))?;
+        storage::sync_parent(&place).map_err(TemplateError::io("sync the template store"))?;
+        self.store.add(want);
+        Ok(())
+    }
+
+    fn wrong_size(&self) -> TemplateError {
+        TemplateError::Size { digest: self.turn.digest, got: self.written, want: self.size.0 }
+    }
+}
+
+/// The tar and its files, each about its size, must fit.
+fn check_space(store: &TemplateStore, size: Bytes) -> Result<(), TemplateError> {
+    let stat = rustix::fs::statvfs(store.root()).map_err(|e| TemplateError::io("read free space")(e.into()))?;
+    let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
+    let need = Bytes(size.0.saturating_mul(2));
+    if need > free { Err(TemplateError::NoSpace { size, need, free }) } else { Ok(()) }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, TemplateError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(TemplateError::io("write a template")(std::io::Error::other(error))),
+    }
+}

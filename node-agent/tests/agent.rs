@@ -1,0 +1,315 @@
+//! The agent between a scripted scheduler and a driver without a runtime: what it does and what it says.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::atomic::Ordering;
+
+use support::scheduler::Manner;
+use support::*;
+use tokio::time::timeout;
+use tonic::Status;
+use warren_node_agent::agent::Agent;
+use warren_node_agent::driver::{Ended, Exit, Presence};
+use warren_proto::v1::sandbox_observation::Phase;
+
+/// A scheduler, a host, and an agent that holds the template, with its session.
+struct Lab {
+    scheduler: Scheduler,
+    driver: FakeDriver,
+    directory: tempfile::TempDir,
+    agent: Agent,
+    peer: Peer,
+}
+
+impl Lab {
+    async fn new() -> Self {
+        let scheduler = Scheduler::start(Manner::default()).await;
+        let driver = FakeDriver::default();
+        let directory = tempfile::tempdir().unwrap();
+        let agent = agent("n1", directory.path(), &scheduler.address, &driver).await;
+        let mut peer = scheduler.peer().await;
+        // Keys and ledger are known once the first lease is granted.
+        wait_ready(&agent).await;
+        upload(&agent, digest(&rootfs()), &rootfs()).await.unwrap();
+        peer.until("the template is reported", |peer| peer.templates == [digest(&rootfs()).to_string()]).await;
+        Self { scheduler, driver, directory, agent, peer }
+    }
+
+    /// Stops the agent, lets `meanwhile` happen to the host, and starts the next one.
+    async fn restart(self, meanwhile: impl FnOnce(&FakeDriver)) -> Self {
+        let Self { scheduler, driver, directory, agent: old, peer } = self;
+        drop(peer);
+        old.stop().await;
+        meanwhile(&driver);
+        let agent = agent("n1", directory.path(), &scheduler.address, &driver).await;
+        let peer = scheduler.peer().await;
+        Self { scheduler, driver, directory, agent, peer }
+    }
+}
+
+async fn wait_ready(agent: &Agent) {
+    let ready = async {
+        while !(agent.membership.is_registered()
+            && agent.membership.lease_remaining(warren_node_agent::clock::BootInstant::now()).is_some())
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, ready).await.expect("never ready");
+}
+
+#[tokio::test]
+async fn it_registers_runs_what_is_assigned_and_removes_every_trace() {
+    let mut lab = Lab::new().await;
+    let hello = &lab.peer.hello;
+    assert_eq!((hello.node.as_str(), hello.drivers.as_slice()), ("nodes/n1", &["fake".to_owned()][..]));
+    assert_eq!(hello.data_plane_address, lab.agent.data_plane.to_string());
+    assert_eq!(hello.capacity.as_ref().unwrap().memory_bytes, 8 << 30);
+    assert!(hello.ledger_id.is_empty() && hello.observation.as_ref().unwrap().full);
+
+    lab.peer.assign(1, &[running("a", 1)]).await;
+    lab.peer.until_phase("a", 1, Phase::Running).await;
+    assert_eq!(lab.peer.generation, 1);
+    lab.peer.delta(1, 2, &[running("b", 1)], &[]).await;
+    lab.peer.until_phase("b", 1, Phase::Running).await;
+
+    lab.peer.delta(2, 3, &[removed("a", 1), removed("never-was", 1)], &[]).await;
+    lab.peer.until_phase("a", 1, Phase::Removed).await;
+    lab.peer.until_phase("never-was", 1, Phase::Removed).await;
+    assert_eq!(lab.driver.presence(&instance("a", 1)), None);
+    lab.peer.delta(3, 4, &[], &[name("a").to_string(), name("never-was").to_string()]).await;
+    lab.peer.until("generation 4", |peer| peer.generation == 4).await;
+    assert_eq!(lab.driver.log(), ["start a@1", "start b@1", "remove a@1"]);
+    lab.agent.stop().await;
+    assert_eq!(lab.driver.presence(&instance("b", 1)), Some(Presence::Running), "sandboxes outlive the agent");
+    let journal: Vec<_> = std::fs::read_dir(lab.directory.path().join("journal")).unwrap().collect();
+    assert_eq!(journal.len(), 1, "what was dropped is forgotten");
+}
+
+#[tokio::test]
+async fn a_delta_from_another_generation_is_answered_with_a_resync() {
+    let mut lab = Lab::new().await;
+    lab.peer.assign(5, &[running("a", 1)]).await;
+    lab.peer.until_phase("a", 1, Phase::Running).await;
+    lab.peer.delta(7, 8, &[running("b", 1)], &[]).await;
+    lab.peer.until("resync", |peer| peer.resyncs == 1).await;
+    assert_eq!(lab.driver.log(), ["start a@1"]);
+    lab.peer.assign(8, &[running("a", 1), running("b", 1)]).await;
+    lab.peer.until_phase("b", 1, Phase::Running).await;
+    lab.peer.assign(4, &[]).await;
+    lab.peer.delta(8, 9, &[removed("b", 1)], &[]).await;
+    lab.peer.until_phase("b", 1, Phase::Removed).await;
+    assert_eq!(lab.driver.log(), ["start a@1", "start b@1", "remove b@1"], "an older generation changes nothing");
+    lab.agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_assignment_names_is_frozen_and_reported_and_thawed_when_named_again() {
+    let lab = Lab::new().await;
+    lab.driver.set(&instance("stray", 2), Some(Presence::Running));
+    let mut lab = lab.restart(|_| {}).await;
+    lab.peer.until_phase("stray", 2, Phase::Running).await;
+    lab.peer.assign(1, &[]).await;
+    lab.peer.until_phase("stray", 2, Phase::Orphan).await;
+    lab.peer.assign(2, &[running("stray", 2)]).await;
+    lab.peer.until_phase("stray", 2, Phase::Running).await;
+    lab.agent.stop().await;
+    assert_eq!(lab.driver.log(), ["freeze stray@2", "thaw stray@2"]);
+}
+
+#[tokio::test]
+async fn a_restarted_agent_takes_over_what_runs_and_reports_what_ended_or_is_gone() {
+    let mut lab = Lab::new().await;
+    let all = [running("runs", 1), running("ends", 1), running("gone", 1), running("broken", 1)];
+    lab.peer.assign(1, &all).await;
+    for id in ["runs", "ends", "gone", "broken"] {
+        lab.peer.until_phase(id, 1, Phase::Running).await;
+    }
+    let mut lab = lab
+        .restart(|host| {
+            let exit = Exit { code: 137, signal: 9, oom_killed: true };
+            host.set(&instance("ends", 1), Some(Presence::Ended(Ended { exit, output_tail: b"bye".to_vec() })));
+            host.set(&instance("gone", 1), None);
+            host.set(&instance("broken", 1), Some(Presence::Remnant));
+        })
+        .await;
+    assert_eq!(lab.peer.hello.ledger_id, LEDGER);
+    lab.peer.until_phase("runs", 1, Phase::Running).await;
+    let ended = lab.peer.until_phase("ends", 1, Phase::Exited).await;
+    assert_eq!((ended.exit_status.unwrap().code, ended.output_tail), (137, b"bye".to_vec()));
+    lab.peer.until_phase("gone", 1, Phase::Failed).await;
+    lab.peer.assign(1, &all).await;
+    let gone = lab.peer.until_phase("gone", 1, Phase::Failed).await;
+    assert_eq!(gone.reason.unwrap().code, "INSTANCE_LOST");
+    let broken = lab.peer.until_phase("broken", 1, Phase::Failed).await;
+    assert_eq!(broken.reason.unwrap().code, "INSTANCE_LOST");
+    lab.peer.until("generation 1", |peer| peer.generation == 1).await;
+    lab.agent.stop().await;
+    let starts = lab.driver.log().iter().filter(|entry| entry.starts_with("start")).count();
+    assert_eq!(starts, 4, "nothing was started twice");
+}
+
+#[tokio::test]
+async fn an_older_epoch_is_refused_and_a_newer_one_replaces() {
+    let mut lab = Lab::new().await;
+    lab.peer.assign(1, &[running("a", 2)]).await;
+    lab.peer.until_phase("a", 2, Phase::Running).await;
+    lab.peer.assign(2, &[removed("a", 1)]).await;
+    lab.peer.assign(3, &[running("a", 1)]).await;
+    lab.peer.until("generation 3", |peer| peer.generation == 3).await;
+    lab.peer.until_phase("a", 2, Phase::Running).await;
+    assert_eq!(lab.driver.log(), ["start a@2"]);
+    lab.peer.assign(4, &[running("a", 3)]).await;
+    lab.peer.until_phase("a", 3, Phase::Running).await;
+    assert_eq!(lab.driver.log(), ["start a@2", "remove a@2", "start a@3"]);
+    lab.agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_end_is_reported_when_it_comes_and_a_failed_start_says_why() {
+    let mut lab = Lab::new().await;
+    lab.driver.refuse("start bad@1", true);
+    let foreign = AssignedSandboxOf(running("foreign", 1)).driver("microvm");
+    lab.peer.assign(1, &[running("a", 1), running("bad", 1), foreign]).await;
+    lab.peer.until_phase("a", 1, Phase::Running).await;
+    let failed = lab.peer.until_phase("bad", 1, Phase::Failed).await.reason.unwrap();
+    assert_eq!(failed.code, "START_FAILED");
+    assert!(failed.message.contains("told to refuse"), "{}", failed.message);
+    let unknown = lab.peer.until_phase("foreign", 1, Phase::Failed).await.reason.unwrap();
+    assert_eq!(unknown.code, "DRIVER_UNKNOWN");
+    let ended = Ended { exit: Exit { code: 4, ..Exit::default() }, output_tail: b"tail".to_vec() };
+    lab.driver.set(&instance("a", 1), Some(Presence::Ended(ended)));
+    let exited = lab.peer.until_phase("a", 1, Phase::Exited).await;
+    assert_eq!((exited.exit_status.unwrap().code, exited.output_tail), (4, b"tail".to_vec()));
+    lab.agent.stop().await;
+}
+
+struct AssignedSandboxOf(warren_proto::v1::AssignedSandbox);
+
+impl AssignedSandboxOf {
+    fn driver(mut self, driver: &str) -> warren_proto::v1::AssignedSandbox {
+        self.0.driver = driver.to_owned();
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn a_removal_that_the_driver_refuses_is_tried_again() {
+    let mut lab = Lab::new().await;
+    lab.peer.assign(1, &[running("a", 1)]).await;
+    lab.peer.until_phase("a", 1, Phase::Running).await;
+    lab.driver.refuse("remove a@1", true);
+    lab.peer.assign(2, &[removed("a", 1)]).await;
+    let tried_twice = async {
+        while lab.driver.log().iter().filter(|entry| *entry == "remove a@1").count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, tried_twice).await.expect("never tried again");
+    lab.driver.refuse("remove a@1", false);
+    lab.peer.until_phase("a", 1, Phase::Removed).await;
+    lab.agent.stop().await;
+}
+
+#[tokio::test]
+async fn it_follows_the_leader_and_says_everything_again_after_a_break() {
+    let leader = Scheduler::start(Manner::default()).await;
+    let not_leader = Some(leader.address.clone());
+    let follower = Scheduler::start(Manner { not_leader, ..Manner::default() }).await;
+    let driver = FakeDriver::default();
+    driver.set(&instance("a", 1), Some(Presence::Running));
+    let directory = tempfile::tempdir().unwrap();
+    let agent = agent("n1", directory.path(), &follower.address, &driver).await;
+    let mut first = leader.peer().await;
+    first.until_phase("a", 1, Phase::Running).await;
+    let incarnation = first.hello.incarnation.clone();
+    first.fail(Status::unavailable("leadership lost")).await;
+    let mut second = leader.peer().await;
+    assert_eq!(second.hello.incarnation, incarnation);
+    second.until_phase("a", 1, Phase::Running).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_lapse_of_the_lease_stops_nothing_and_the_agent_looks_for_another_leader() {
+    let scheduler = Scheduler::start(Manner { lease_ms: 300, ..Manner::default() }).await;
+    let driver = FakeDriver::default();
+    driver.set(&instance("a", 1), Some(Presence::Running));
+    let directory = tempfile::tempdir().unwrap();
+    let agent = agent("n1", directory.path(), &scheduler.address, &driver).await;
+    let first = scheduler.peer().await;
+    wait_ready(&agent).await;
+    scheduler.grants.store(false, Ordering::SeqCst);
+    let mut second = scheduler.peer().await;
+    drop(first);
+    assert_eq!(agent.membership.lease_remaining(warren_node_agent::clock::BootInstant::now()), None);
+    second.until_phase("a", 1, Phase::Running).await;
+    assert!(driver.log().is_empty(), "nothing was frozen or removed");
+    scheduler.grants.store(true, Ordering::SeqCst);
+    wait_ready(&agent).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn another_ledger_is_not_served_and_the_sandboxes_are_kept() {
+    let lab = Lab::new().await;
+    lab.driver.set(&instance("a", 1), Some(Presence::Running));
+    lab.agent.stop().await;
+    let other = Scheduler::start(Manner { ledger_id: "ledger-2".into(), ..Manner::default() }).await;
+    let agent = agent("n1", lab.directory.path(), &other.address, &lab.driver).await;
+    let peer = other.peer().await;
+    assert_eq!(peer.hello.ledger_id, LEDGER);
+    peer.assign(100, &[]).await;
+    let closed = timeout(PATIENCE, peer.closed()).await;
+    assert!(closed.is_ok(), "the agent leaves");
+    assert!(!agent.membership.is_registered());
+    agent.stop().await;
+    assert!(lab.driver.log().is_empty(), "nothing was frozen or removed");
+}
+
+#[tokio::test]
+async fn an_agent_killed_in_the_middle_of_a_start_clears_up_and_reports_it() {
+    let mut lab = Lab::new().await;
+    lab.driver.hold_starts(true);
+    lab.peer.assign(1, &[running("half", 1), running("nothing", 1)]).await;
+    let both_begun = async {
+        while lab.driver.log().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, both_begun).await.expect("never begun");
+    // What a power cut would leave: the journal as it is now, one start half done and one not begun.
+    let cut = tempfile::tempdir().unwrap();
+    let journal = cut.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    for entry in std::fs::read_dir(lab.directory.path().join("journal")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, journal.join(path.file_name().unwrap())).unwrap();
+    }
+    let host = FakeDriver::default();
+    host.set(&instance("half", 1), Some(Presence::Remnant));
+    let next = agent("n1", cut.path(), &lab.scheduler.address, &host).await;
+    let mut peer = lab.scheduler.peer().await;
+    for id in ["half", "nothing"] {
+        let failed = peer.until_phase(id, 1, Phase::Failed).await;
+        assert_eq!(failed.reason.unwrap().code, "START_INTERRUPTED");
+    }
+    peer.assign(1, &[running("half", 1), running("nothing", 1)]).await;
+    peer.until("generation 1", |peer| peer.generation == 1).await;
+    assert_eq!(host.log(), ["remove half@1"], "not started a second time");
+    next.stop().await;
+    lab.driver.hold_starts(false);
+    lab.peer.until_phase("half", 1, Phase::Running).await;
+    lab.agent.stop().await;
+}
+
+#[tokio::test]
+async fn one_data_directory_serves_one_agent() {
+    let lab = Lab::new().await;
+    assert!(warren_node_agent::agent::DataDir::hold(lab.directory.path()).is_err());
+    lab.agent.stop().await;
+    assert!(warren_node_agent::agent::DataDir::hold(lab.directory.path()).is_ok());
+    drop(lab.scheduler);
+}

@@ -1,0 +1,180 @@
+//! The only place that makes a `tonic::Status`: what went wrong, in a code, a reason and words, with what a client needs to
+//! decide whether to retry, fix or give up.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use warren_proto::error::ErrorBuilder;
+use warren_proto::ids::{NodeId, SandboxName};
+use warren_proto::v1::ErrorReason;
+
+use crate::controller::ControlError;
+use crate::raft::{LeaderInfo, ProposeError};
+use crate::state::outcome::Rejected;
+
+/// When a retry is worth it after a failover: about an election.
+pub const RETRY_AFTER_ELECTION: Duration = Duration::from_millis(250);
+
+/// When a retry is worth it after an overload or a conflict.
+const RETRY_SOON: Duration = Duration::from_millis(50);
+
+fn error(code: Code, reason: ErrorReason, message: impl ToString) -> ErrorBuilder {
+    ErrorBuilder::new(code, reason, message.to_string())
+}
+
+pub fn invalid_field(field: &str, message: impl Into<String>) -> Status {
+    ErrorBuilder::invalid_field(field, message).build()
+}
+
+pub fn invalid_page_token() -> Status {
+    let message = "page_token: not one that this request's earlier page gave; begin again without it";
+    error(Code::InvalidArgument, ErrorReason::InvalidPageToken, message).build()
+}
+
+pub fn control(failure: ControlError) -> Status {
+    match failure {
+        ControlError::Rejected(rejection) => rejected(&rejection),
+        ControlError::Propose(failure) => propose(&failure),
+    }
+}
+
+pub fn propose(failure: &ProposeError) -> Status {
+    match failure {
+        ProposeError::NotLeader { .. } => no_leader(),
+        ProposeError::OutcomeUnknown => outcome_unknown(),
+        ProposeError::Overloaded => {
+            error(Code::ResourceExhausted, ErrorReason::Overloaded, failure).retry_after(RETRY_SOON).build()
+        }
+        ProposeError::TooLarge { limit, .. } => {
+            error(Code::InvalidArgument, ErrorReason::InvalidField, failure).with("limit_bytes", limit).build()
+        }
+        ProposeError::Stopped => {
+            error(Code::Unavailable, ErrorReason::NoLeader, failure).retry_after(RETRY_AFTER_ELECTION).build()
+        }
+    }
+}
+
+/// Nothing was done.
+pub fn no_leader() -> Status {
+    let message = "no leader is known now: nothing was done; retry";
+    error(Code::Unavailable, ErrorReason::NoLeader, message).retry_after(RETRY_AFTER_ELECTION).build()
+}
+
+/// It may or may not have been done.
+pub fn outcome_unknown() -> Status {
+    let message = "leadership was lost meanwhile: it may or may not take effect; retry with the same request_id";
+    error(Code::Unknown, ErrorReason::OutcomeUnknown, message).retry_after(RETRY_AFTER_ELECTION).build()
+}
+
+/// To agents: who leads instead.
+pub fn not_leader(leader: Option<&LeaderInfo>) -> Status {
+    let refusal = error(Code::Unavailable, ErrorReason::NotLeader, "this replica does not lead");
+    match leader {
+        Some(leader) => refusal.with("leader", &leader.api_address).build(),
+        None => refusal.retry_after(RETRY_AFTER_ELECTION).build(),
+    }
+}
+
+pub fn session_superseded(node: &NodeId) -> Status {
+    let message = format!("a newer session of {node} took over");
+    error(Code::Aborted, ErrorReason::SessionSuperseded, message).with("node", node).build()
+}
+
+pub fn ledger_mismatch(ours: &str, theirs: &str) -> Status {
+    let message = format!("this is ledger {ours}, the agent belongs to ledger {theirs}");
+    error(Code::FailedPrecondition, ErrorReason::LedgerMismatch, message).with("ledger_id", ours).build()
+}
+
+pub fn permission_denied(message: &str) -> Status {
+    error(Code::PermissionDenied, ErrorReason::PermissionDenied, message).build()
+}
+
+pub fn sandbox_not_found(name: &SandboxName) -> Status {
+    let message = format!("there is no {name}");
+    error(Code::NotFound, ErrorReason::SandboxNotFound, message).with("sandbox", name).build()
+}
+
+pub fn template_not_found(name: impl ToString) -> Status {
+    let message = format!("there is no templates/{}", name.to_string());
+    error(Code::NotFound, ErrorReason::TemplateNotFound, message).with("template", name).build()
+}
+
+pub fn node_not_found(node: &NodeId) -> Status {
+    let message = format!("there is no nodes/{node}");
+    error(Code::NotFound, ErrorReason::NodeNotFound, message).with("node", node).build()
+}
+
+/// `soon`: the state will change by itself.
+pub fn sandbox_state(name: &SandboxName, state: &str, soon: bool) -> Status {
+    let message = format!("{name} is {state}, not RUNNING");
+    let refusal =
+        error(Code::FailedPrecondition, ErrorReason::SandboxState, message).with("sandbox", name).with("state", state);
+    if soon { refusal.retry_after(RETRY_AFTER_ELECTION).build() } else { refusal.build() }
+}
+
+pub fn node_unreachable(name: &SandboxName, node: &NodeId) -> Status {
+    let message = format!("{name} runs on node {node}, which has not renewed its lease");
+    error(Code::Unavailable, ErrorReason::NodeUnreachable, message)
+        .with("sandbox", name)
+        .with("node", node)
+        .retry_after(Duration::from_secs(1))
+        .build()
+}
+
+pub fn compacted(message: impl ToString) -> Status {
+    error(Code::OutOfRange, ErrorReason::Compacted, message).build()
+}
+
+pub fn no_node_available() -> Status {
+    let message = "no node is reachable now: start a node agent, or wait for one to come back";
+    error(Code::Unavailable, ErrorReason::NoNodeAvailable, message).retry_after(Duration::from_secs(1)).build()
+}
+
+pub fn bytes_not_held(digest: impl ToString) -> Status {
+    let digest = digest.to_string();
+    let message = format!("no reachable node holds {digest}: upload it first (BeginTemplateUpload)");
+    error(Code::FailedPrecondition, ErrorReason::TemplateNotFound, message).with("digest", digest).build()
+}
+
+pub fn too_many_watchers(limit: usize) -> Status {
+    let message = format!("this replica serves its limit of {limit} watches");
+    error(Code::ResourceExhausted, ErrorReason::Overloaded, message).retry_after(Duration::from_secs(5)).build()
+}
+
+fn rejected(rejection: &Rejected) -> Status {
+    use Code::{Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted};
+    let because = |code, reason| error(code, reason, rejection);
+    match rejection {
+        Rejected::SandboxExists(name) => {
+            because(AlreadyExists, ErrorReason::SandboxAlreadyExists).with("sandbox", name).build()
+        }
+        Rejected::SandboxNotFound(name) => {
+            because(NotFound, ErrorReason::SandboxNotFound).with("sandbox", name).build()
+        }
+        Rejected::NodeNotFound(node) => because(NotFound, ErrorReason::NodeNotFound).with("node", node).build(),
+        Rejected::TemplateNotFound(id) => because(NotFound, ErrorReason::TemplateNotFound).with("template", id).build(),
+        Rejected::TemplateExists(id) => {
+            because(AlreadyExists, ErrorReason::TemplateAlreadyExists).with("template", id).build()
+        }
+        Rejected::TemplateInUse { template, sandboxes } => because(FailedPrecondition, ErrorReason::TemplateInUse)
+            .with("template", template)
+            .with("sandboxes", sandboxes)
+            .build(),
+        Rejected::RequestIdReused => because(InvalidArgument, ErrorReason::RequestIdReused).build(),
+        Rejected::RequestIdExpired => because(FailedPrecondition, ErrorReason::RequestIdExpired).build(),
+        Rejected::RequestIdFromFuture { .. } => because(InvalidArgument, ErrorReason::InvalidField).build(),
+        Rejected::RequestTableFull => {
+            because(ResourceExhausted, ErrorReason::RequestTableFull).retry_after(Duration::from_secs(5)).build()
+        }
+        Rejected::LimitReached { what, limit } => {
+            because(ResourceExhausted, ErrorReason::Overloaded).with("table", what).with("limit", limit).build()
+        }
+        Rejected::WrongState { sandbox, state } => {
+            because(FailedPrecondition, ErrorReason::SandboxState).with("sandbox", sandbox).with("state", state).build()
+        }
+        Rejected::StaleIncarnation(node) => because(Aborted, ErrorReason::SessionSuperseded).with("node", node).build(),
+        Rejected::StaleEpoch { .. } | Rejected::DoesNotFit { .. } | Rejected::LedgerOpen => {
+            because(Aborted, ErrorReason::Conflict).retry_after(RETRY_SOON).build()
+        }
+    }
+}

@@ -30,7 +30,7 @@ pub const TEMPLATE: &str = "box";
 pub struct Options {
     pub schedulers: usize,
     pub agents: usize,
-    /// OCI runtime.
+    /// OCI runtime: `WARREN_CHAOS_RUNTIME`, or runc.
     pub runtime: String,
     /// What each node offers. CPU may be more than there is: the sandboxes of tests mostly wait.
     pub cpu_milli: u64,
@@ -43,7 +43,7 @@ impl Default for Options {
         Self {
             schedulers: 3,
             agents: 3,
-            runtime: "runc".to_owned(),
+            runtime: std::env::var("WARREN_CHAOS_RUNTIME").unwrap_or_else(|_| "runc".to_owned()),
             cpu_milli: 4000,
             memory: "3GiB".to_owned(),
             disk: "64GiB".to_owned(),

@@ -113,7 +113,9 @@ async fn check_and_delete(cluster: &Cluster, names: &[String]) -> anyhow::Result
 /// Every process at once, as when a rack loses power and the hosts do not.
 #[test]
 fn a_full_restart_keeps_every_sandbox_running() {
-    scenario("full restart", Options::default(), async |cluster| {
+    // Four sandboxes fill a node.
+    let options = Options { cpu_milli: 200, ..Options::default() };
+    scenario("full restart", options, async |cluster| {
         let client = cluster.client()?;
         let names = crate::create_many(&client, 12).await?;
         client.await_running(&names).await?;

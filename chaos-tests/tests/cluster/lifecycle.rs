@@ -13,10 +13,17 @@ const MANY: usize = 100;
 
 #[test]
 fn a_hundred_sandboxes_run_on_three_nodes_answer_and_leave_nothing() {
-    scenario("a hundred", Options::default(), async |cluster| {
+    // 40 sandboxes fill a node.
+    let options = Options { cpu_milli: 2000, ..Options::default() };
+    scenario("a hundred", options, async |cluster| {
         let client = cluster.client()?;
         let names = create_many(&client, MANY).await?;
         client.await_running(&names).await?;
+        let found = cluster.traces().of_sandboxes();
+        for kind in ["control group", "runtime state", "process"] {
+            let count = found.iter().filter(|line| line.starts_with(kind)).count();
+            ensure!(count >= MANY, "only {count} traces of kind {kind}: the look at the host is blind");
+        }
 
         let sandboxes = client.list().await?;
         ensure!(sandboxes.len() == MANY, "{} are known", sandboxes.len());
@@ -30,6 +37,9 @@ fn a_hundred_sandboxes_run_on_three_nodes_answer_and_leave_nothing() {
             ensure!(node.orphans.is_empty(), "{} has orphans: {:?}", node.name, node.orphans);
             let count = by_node.get(node.name.as_str()).copied().unwrap_or_default();
             ensure!(usize::try_from(node.sandbox_count)? == count, "{} counts {}", node.name, node.sandbox_count);
+            let (capacity, assigned) = (node.capacity.unwrap_or_default(), node.assigned.unwrap_or_default());
+            ensure!(assigned.cpu_milli <= capacity.cpu_milli, "{} is oversold: {assigned:?}", node.name);
+            ensure!(assigned.cpu_milli == 50 * i64::from(node.sandbox_count), "{}: {assigned:?}", node.name);
         }
 
         exec_in_each(&client, &names).await?;

@@ -28,6 +28,7 @@ run_python() {
   example=$(ctl sandbox exec "demo-$run_id-1" -- python3 -c 'print(sum(n * n for n in range(1000)))')
   [ "$example" = 332833500 ] || fail "Python answered \`$example\`, not 332833500"
   note "in demo-$run_id-1: sum of the squares below 1000 = $example"
+  # shellcheck disable=SC2013 # names have no blanks
   for name in $(sed -n '1p;34p;67p;100p' "$home/log/created"); do
     [ "$(ctl sandbox exec "$name" -- python3 -c 'print(6 * 7)')" = 42 ] || fail "Python in $name did not answer 42"
     results=$((results + 1))
@@ -51,6 +52,7 @@ kill_leader() {
   note "scheduler $victim led; killed with SIGKILL after $(wc -l < "$acknowledged") of $during_failover creates"
   wait "$creating" || fail "creates failed after the leader was killed"
   ctl sandbox list -o name > "$home/log/known"
+  # shellcheck disable=SC2013 # names have no blanks
   for name in $(cat "$home/log/created" "$acknowledged"); do
     grep -qxF "$name" "$home/log/known" || lost=$((lost + 1))
   done

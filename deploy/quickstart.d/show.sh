@@ -2,7 +2,7 @@
 # The main job, shown on real sandboxes. Each function sets `shown` to what it proved. Uses cluster.sh.
 
 count=100
-during_failover=30
+during_failover=60
 
 ctl() { "$bin/warrenctl" "$@"; }
 
@@ -40,15 +40,16 @@ leader() { ctl server members -o json | grep -B3 -A3 MEMBER_ROLE_LEADER | sed -n
 
 # Kills the leader while sandboxes are being created; every create that was acknowledged must be there afterwards.
 kill_leader() {
-  local victim creating acknowledged=$home/log/acknowledged lost=0 name
+  local victim pid creating acknowledged=$home/log/acknowledged lost=0 name
   victim=$(leader)
   [ -n "$victim" ] || fail "no leader is known"
+  pid=$(pid_of "scheduler-$victim")
   : > "$acknowledged"
   ctl sandbox create --template python --id "flow-$run_id" --count "$during_failover" --cpu 0.05 --memory 32MiB -o name \
     > "$acknowledged" &
   creating=$!
-  until [ -s "$acknowledged" ] || ! kill -0 "$creating" 2> /dev/null; do sleep 0.005; done
-  kill -KILL "$(pid_of "scheduler-$victim")"
+  until [ -s "$acknowledged" ] || ! kill -0 "$creating" 2> /dev/null; do sleep 0.002; done
+  kill -KILL "$pid"
   note "scheduler $victim led; killed with SIGKILL after $(wc -l < "$acknowledged") of $during_failover creates"
   wait "$creating" || fail "creates failed after the leader was killed"
   ctl sandbox list -o name > "$home/log/known"

@@ -5,7 +5,7 @@
 //! the device: dirty pages of the mounted file system are what a cut loses. The next round goes on from the copy, so a store
 //! lives through many cuts. The same without the sync must be seen to lose something, or the test would prove nothing.
 //!
-//! Needs root; says so and passes without. `WARREN_SEED` repeats a run's choices.
+//! Needs root and loop devices; says so and passes without. `WARREN_SEED` repeats a run's choices.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -74,12 +74,13 @@ fn say(line: std::fmt::Arguments<'_>) {
     writeln!(out, "\n@{line}").and_then(|()| out.flush()).unwrap();
 }
 
-/// What stands at an index depends on its term and index alone. Sizes vary up to the largest batch.
+/// What stands at an index depends on its term and index alone. Sizes vary up to the largest batch, and most are of the kind
+/// that sled's default segments lose in spite of the sync.
 fn entry(term: u64, index: u64) -> Entry {
-    let size = match index % 16 {
+    let size = match index % 4 {
         0 => 47_000,
-        1 | 9 => 12_000,
-        other => 40 * usize::try_from(other).unwrap(),
+        1 | 2 => 12_000,
+        _ => 100,
     };
     let letter = char::from(b'a' + u8::try_from((term.wrapping_mul(31) + index) % 26).unwrap());
     let api_address = std::iter::repeat_n(letter, size).collect();
@@ -376,11 +377,11 @@ impl Disk {
 }
 
 fn may_mount() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: power cuts need root, for loop devices and mounts");
+    let may = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists();
+    if !may {
+        eprintln!("SKIPPED: power cuts need root and loop devices");
     }
-    root
+    may
 }
 
 fn seeded() -> StdRng {

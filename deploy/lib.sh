@@ -11,7 +11,7 @@ else
   bold='' green='' red='' plain=''
 fi
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 note() { printf '    %s\n' "$*"; }
 fail() {
   printf '%sFAILED:%s %s\n' "$red$bold" "$plain" "$*" >&2

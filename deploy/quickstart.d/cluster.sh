@@ -19,7 +19,7 @@ node_disk=64GiB
 pid_of() {
   local pid
   pid=$(cat "$home/run/$1.pid" 2> /dev/null) || return 1
-  [ -n "$pid" ] && tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q -- "$home/$1 " && echo "$pid"
+  [ -n "$pid" ] && { tr '\0' ' ' < "/proc/$pid/cmdline"; } 2> /dev/null | grep -q -- "$home/$1 " && echo "$pid"
 }
 
 http_port() {
@@ -137,5 +137,6 @@ $left"
 leftovers() {
   grep -F " $home/" /proc/self/mountinfo | awk '{ print "mount " $5 }' || true
   find /sys/fs/cgroup -type d -path '*/warren/node-[123]*' 2> /dev/null | sed 's/^/cgroup /' || true
-  grep -lsF "$home/" /proc/[0-9]*/cmdline 2> /dev/null | grep -v "/$$/" | sed 's/^/process /' || true
+  # The pattern comes by a pipe, or grep would find itself.
+  grep -lsFf <(echo "$home/") /proc/[0-9]*/cmdline 2> /dev/null | sed 's/^/process /' || true
 }

@@ -2,7 +2,7 @@
 # The main job, shown on real sandboxes. Each function sets `shown` to what it proved. Uses cluster.sh.
 
 count=100
-during_failover=30
+during_failover=60
 
 ctl() { "$bin/warrenctl" "$@"; }
 
@@ -28,6 +28,7 @@ run_python() {
   example=$(ctl sandbox exec "demo-$run_id-1" -- python3 -c 'print(sum(n * n for n in range(1000)))')
   [ "$example" = 332833500 ] || fail "Python answered \`$example\`, not 332833500"
   note "in demo-$run_id-1: sum of the squares below 1000 = $example"
+  # shellcheck disable=SC2013 # names have no blanks
   for name in $(sed -n '1p;34p;67p;100p' "$home/log/created"); do
     [ "$(ctl sandbox exec "$name" -- python3 -c 'print(6 * 7)')" = 42 ] || fail "Python in $name did not answer 42"
     results=$((results + 1))
@@ -39,18 +40,20 @@ leader() { ctl server members -o json | grep -B3 -A3 MEMBER_ROLE_LEADER | sed -n
 
 # Kills the leader while sandboxes are being created; every create that was acknowledged must be there afterwards.
 kill_leader() {
-  local victim creating acknowledged=$home/log/acknowledged lost=0 name
+  local victim pid creating acknowledged=$home/log/acknowledged lost=0 name
   victim=$(leader)
   [ -n "$victim" ] || fail "no leader is known"
+  pid=$(pid_of "scheduler-$victim")
   : > "$acknowledged"
   ctl sandbox create --template python --id "flow-$run_id" --count "$during_failover" --cpu 0.05 --memory 32MiB -o name \
     > "$acknowledged" &
   creating=$!
-  until [ -s "$acknowledged" ] || ! kill -0 "$creating" 2> /dev/null; do sleep 0.005; done
-  kill -KILL "$(pid_of "scheduler-$victim")"
+  until [ -s "$acknowledged" ] || ! kill -0 "$creating" 2> /dev/null; do sleep 0.002; done
+  kill -KILL "$pid"
   note "scheduler $victim led; killed with SIGKILL after $(wc -l < "$acknowledged") of $during_failover creates"
   wait "$creating" || fail "creates failed after the leader was killed"
   ctl sandbox list -o name > "$home/log/known"
+  # shellcheck disable=SC2013 # names have no blanks
   for name in $(cat "$home/log/created" "$acknowledged"); do
     grep -qxF "$name" "$home/log/known" || lost=$((lost + 1))
   done

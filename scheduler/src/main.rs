@@ -1,5 +1,6 @@
 //! A replica of Warren's scheduler.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ fn init_log(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("{},openraft=warn,sled=warn", config.log_level))
         .with_context(|| format!("log_level: `{}` is no log filter", config.log_level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     match config.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
@@ -58,14 +60,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let replica = Replica::start(replica_config(&config, client_tls.clone())).await?;
     replica.serve_peers(peer_listener, server_tls.clone()).context("serve peers")?;
+    let stop = CancellationToken::new();
     let controller = Controller::start(
         replica.clone(),
         signer,
-        ControllerConfig { lease: config.lease, api_advertise: config.api_advertise.clone() },
+        ControllerConfig { lease: config.lease, api_advertise: config.api_advertise.clone(), stop: stop.clone() },
     );
     info!(replica = %config.replica_id, api = %config.api_listen, peers = %config.peer_listen, http = %config.http_listen, "serving");
 
-    let stop = CancellationToken::new();
     let api = tokio::spawn(api::serve(controller.clone(), api_listener, server_tls, client_tls, stop.clone()));
     let http = tokio::spawn(http::serve(controller.clone(), exporter, http_listener, stop.clone()));
     wait_for_signal().await?;

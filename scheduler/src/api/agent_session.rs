@@ -168,6 +168,7 @@ impl Session {
                     return Err(status::session_superseded(&self.node).into());
                 }
                 _ = self.leadership.changed() => self.still_leads()?,
+                () = self.controller.stopping() => return Err(status::not_leader(None).into()),
                 () = self.out.closed() => return Ok(()),
             }
         }

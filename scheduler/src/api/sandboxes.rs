@@ -97,7 +97,7 @@ impl SandboxService for SandboxesApi {
             caller::check_tenant(&caller, tenant)?;
         }
         let state = self.read().await?;
-        let stream = self.watchers.start(self.controller.replica(), &state, tenant, &request.watch_token)?;
+        let stream = self.watchers.start(&self.controller, &state, tenant, &request.watch_token)?;
         Ok(Response::new(stream))
     }
 

@@ -18,7 +18,8 @@ use warren_proto::v1::WatchSandboxesResponse;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 
 use super::{convert, status};
-use crate::raft::{Leadership, Replica};
+use crate::controller::Controller;
+use crate::raft::Leadership;
 use crate::state::State;
 use crate::state::event::{EventKind, Position};
 use crate::state::sandbox::Sandbox;
@@ -71,7 +72,7 @@ impl Watchers {
     /// Starts a watch from `token`, or from what `state` holds where it is empty.
     pub fn start(
         &self,
-        replica: &Replica,
+        controller: &Controller,
         state: &Arc<State>,
         tenant: Option<TenantId>,
         token: &str,
@@ -89,8 +90,9 @@ impl Watchers {
         let watch = Watch {
             tenant,
             position: begin.unwrap_or(Position::end_of(state.revision)),
-            states: replica.watch_state(),
-            leadership: replica.leadership(),
+            states: controller.replica().watch_state(),
+            leadership: controller.replica().leadership(),
+            controller: controller.clone(),
             out,
             _slot: slot,
         };
@@ -106,6 +108,7 @@ struct Watch {
     position: Position,
     states: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Leadership>,
+    controller: Controller,
     out: mpsc::Sender<Result<WatchSandboxesResponse, Status>>,
     _slot: OwnedSemaphorePermit,
 }
@@ -132,6 +135,10 @@ impl Watch {
                         let _gone = self.out.send(Err(status::no_leader())).await;
                         return;
                     }
+                }
+                () = self.controller.stopping() => {
+                    let _gone = self.out.send(Err(status::no_leader())).await;
+                    return;
                 }
                 () = self.out.closed() => return,
             }

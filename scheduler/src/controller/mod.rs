@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use warren_proto::ids::{NodeId, SandboxName, TemplateId};
 use warren_proto::units::Resources;
 
@@ -44,6 +45,8 @@ pub struct ControllerConfig {
     pub lease: Duration,
     /// `host:port` at which this replica's API is reached.
     pub api_advertise: String,
+    /// Cancelled when this replica stops: streams that would last for ever end then.
+    pub stop: CancellationToken,
 }
 
 /// Handle to one replica's controller. Clones share it.
@@ -96,6 +99,11 @@ impl Controller {
 
     pub fn sessions(&self) -> &Sessions {
         &self.0.sessions
+    }
+
+    /// Returns when this replica stops.
+    pub async fn stopping(&self) {
+        self.0.config.stop.cancelled().await;
     }
 
     pub fn lease(&self) -> Duration {

@@ -1,16 +1,14 @@
 //! Calls to the schedulers: endpoints in turn, retries that are safe, a bound on how long.
 //!
-//! Every change carries a request id, so a call whose outcome is unknown is simply made again.
+//! Every change carries a request id that all its retries share, so a call whose outcome is unknown is simply made again.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rand::Rng;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
-use warren_proto::client::{self, ClientTls};
-use warren_proto::error::retry_after_of;
+use tonic::{Request, Response, Status};
+use warren_proto::client::{self, ChannelError, ClientTls};
 use warren_proto::v1::cluster_service_client::ClusterServiceClient;
 use warren_proto::v1::node_service_client::NodeServiceClient;
 use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
@@ -18,32 +16,38 @@ use warren_proto::v1::template_service_client::TemplateServiceClient;
 
 use crate::context::Settings;
 use crate::failure::Failure;
+use crate::retry::{Backoff, is_transient};
 
-/// Pause before the first retry; doubles, with jitter, up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LAST_PAUSE: Duration = Duration::from_millis(500);
-
-/// Longest that one attempt may take before another endpoint is tried.
+/// Longest that one attempt may take before another endpoint is tried: a little more than the longest that a healthy
+/// scheduler thinks about an answer (10 s, for a template's first holder).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// Largest answer: a page of 1,000 sandboxes with specifications of 16 KiB and tails of 4 KiB.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Items on a page of a list: the most that a scheduler gives.
+pub const PAGE_SIZE: i32 = 1000;
 
 /// The region's schedulers.
 #[derive(Debug)]
 pub struct Client {
     endpoints: Vec<(String, Channel)>,
-    /// The endpoint that answered last.
+    /// The endpoint that answered last, counted on from there.
     preferred: AtomicUsize,
+    tls: ClientTls,
     pub tenant: String,
-    pub tls: ClientTls,
     pub timeout: Duration,
 }
 
 impl Client {
     pub fn new(settings: Settings, timeout: Duration) -> Result<Self, Failure> {
-        let usage = |error: client::ChannelError| Failure::Usage(error.to_string());
         let tls = ClientTls::load(&settings.tls).map_err(usage)?;
         let connect = |address: String| client::channel(&address, &tls).map(|channel| (address, channel));
-        let endpoints = settings.endpoints.into_iter().map(connect).collect::<Result<_, _>>().map_err(usage)?;
-        Ok(Self { endpoints, preferred: AtomicUsize::new(0), tenant: settings.tenant, tls, timeout })
+        let endpoints = settings.endpoints.into_iter().map(connect).collect::<Result<Vec<_>, _>>().map_err(usage)?;
+        if endpoints.is_empty() {
+            return Err(Failure::Usage("no endpoints: --endpoints names schedulers, as host:port,...".to_owned()));
+        }
+        Ok(Self { endpoints, preferred: AtomicUsize::new(0), tls, tenant: settings.tenant, timeout })
     }
 
     /// Every endpoint by itself.
@@ -51,12 +55,28 @@ impl Client {
         self.endpoints.iter().map(|(address, channel)| (address.as_str(), channel.clone()))
     }
 
+    /// A connection to a node agent's data plane that stands, so a failure to connect is known to have done nothing.
+    pub async fn connect_agent(&self, address: &str, tls: bool) -> Result<Channel, Failure> {
+        if tls && !self.tls.enabled() {
+            return Err(Failure::Usage(format!("the node agent at {address} speaks TLS: give --tls-ca")));
+        }
+        let plain = ClientTls::default();
+        let endpoint = client::endpoint(address, if tls { &self.tls } else { &plain }).map_err(usage)?;
+        let unreachable = |error| Failure::Unreachable { what: format!("the node agent at {address}"), error };
+        endpoint.connect().await.map_err(unreachable)
+    }
+
+    /// When a call that begins now gives up.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
     /// Makes a call until it is answered or time is up. `call` must be safe to make twice.
     pub async fn call<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call_until(Instant::now() + self.timeout, call).await
+        self.call_until(self.deadline(), call).await
     }
 
     /// As [`call`](Self::call), with a deadline of the caller's.
@@ -64,35 +84,31 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(self.endpoints.len(), deadline);
         loop {
-            let at = self.preferred.load(Ordering::Relaxed) % self.endpoints.len();
-            let attempt = tokio::time::timeout(ATTEMPT_TIMEOUT, call(self.endpoints[at].1.clone())).await;
-            let status = match attempt {
+            let at = self.preferred.load(Ordering::Relaxed);
+            let (address, channel) = &self.endpoints[at % self.endpoints.len()];
+            let patience = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            let status = match tokio::time::timeout(patience, call(channel.clone())).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_elapsed) => Status::unavailable(format!("{} does not answer", self.endpoints[at].0)),
+                Err(_elapsed) => Status::unavailable(format!("no answer within {patience:.1?}")),
             };
-            if !is_transient(&status) || Instant::now() >= deadline {
+            if !is_transient(&status) {
                 return Err(status.into());
             }
-            // Another endpoint may do at once; the asked-for pause is for when all of them have been tried.
-            self.preferred.store(at + 1, Ordering::Relaxed);
-            let asked = retry_after_of(&status).unwrap_or(pause).min(LAST_PAUSE);
-            let jitter = rand::rng().random_range(0.5..1.0);
-            tokio::time::sleep(asked.mul_f64(jitter)).await;
-            pause = LAST_PAUSE.min(pause * 2);
+            // Only the first of many calls that failed there moves on.
+            let _moved = self.preferred.compare_exchange(at, at.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            let Some(pause) = backoff.pause(&status) else {
+                return Err(Failure::GaveUp { endpoint: address.clone(), status: Box::new(status) });
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// Nothing was done, or it is safe to do again.
-fn is_transient(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::Unknown | Code::Aborted | Code::Cancelled | Code::DeadlineExceeded
-    ) || (status.code() == Code::ResourceExhausted && retry_after_of(status).is_some())
-        || (status.code() == Code::Internal && std::error::Error::source(status).is_some())
+fn usage(error: ChannelError) -> Failure {
+    Failure::Usage(error.to_string())
 }
 
 /// A request whose deadline the server sees too.
@@ -102,21 +118,30 @@ pub fn within<T>(message: T) -> Request<T> {
     request
 }
 
+/// A request to a node agent, with the token that a scheduler gave for it.
+pub fn bearing<T>(message: T, token: &str) -> Result<Request<T>, Failure> {
+    let mut request = Request::new(message);
+    let bearer = format!("Bearer {token}").parse();
+    let bearer = bearer.map_err(|_| Failure::Failed("the scheduler gave an unusable token".to_owned()))?;
+    request.metadata_mut().insert("authorization", bearer);
+    Ok(request)
+}
+
 /// A new id for one change and all its retries.
 pub fn request_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
 pub fn sandboxes(channel: Channel) -> SandboxServiceClient<Channel> {
-    SandboxServiceClient::new(channel).max_decoding_message_size(64 << 20)
+    SandboxServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 pub fn templates(channel: Channel) -> TemplateServiceClient<Channel> {
-    TemplateServiceClient::new(channel)
+    TemplateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 pub fn nodes(channel: Channel) -> NodeServiceClient<Channel> {
-    NodeServiceClient::new(channel).max_decoding_message_size(64 << 20)
+    NodeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 pub fn cluster(channel: Channel) -> ClusterServiceClient<Channel> {

@@ -1,150 +1,151 @@
 //! `sandbox exec`: a process in a sandbox, with this program's streams; exits as it did.
+//!
+//! Connect, start, carry the streams both ways. Input is read only once the process has started, so whatever fails before
+//! that can be tried again without loss. After it nothing is tried again: the process may have had effects.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming};
-use warren_proto::client;
-use warren_proto::error::reason_of;
+use tonic::{Status, Streaming};
 use warren_proto::v1::exec_request::Message as Up;
 use warren_proto::v1::exec_response::Message as Down;
 use warren_proto::v1::sandbox_data_service_client::SandboxDataServiceClient;
 use warren_proto::v1::{
-    CloseStdin, ConnectSandboxRequest, ConnectSandboxResponse, ErrorReason, ExecRequest, ExecResponse, ExecStart,
+    ConnectSandboxRequest, ConnectSandboxResponse, ErrorReason, ExecRequest, ExecResponse, ExecStart,
 };
 
-use crate::client::{Client, sandboxes, within};
+use crate::client::{Client, bearing, sandboxes, within};
 use crate::failure::Failure;
+use crate::input;
 use crate::names;
-use crate::terminal::{RawMode, size};
+use crate::retry::Backoff;
+use crate::terminal::{Endings, RawMode, size};
 
-/// Bytes of input in one message.
-const INPUT_BYTES: usize = 32 * 1024;
-
-/// Messages under way to the process.
+/// Messages under way to the process; then input waits.
 const OUTBOUND: usize = 8;
+
+/// Exit code of a program whose reader is gone, as a shell shows it: 128 + SIGPIPE.
+const READER_GONE: u8 = 141;
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// Hand on standard input
+    /// Hand standard input on to the process
     #[arg(short, long)]
     interactive: bool,
-    /// Give the process a terminal
+    /// Give the process a terminal; with -i this one, in raw mode
     #[arg(short, long)]
     tty: bool,
+    /// Environment, added to the sandbox's
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = names::pair)]
     env: Vec<(String, String)>,
     /// Working directory
     #[arg(short, long, value_name = "DIR", default_value = "")]
     workdir: String,
-    /// Numeric `uid` or `uid:gid` inside
-    #[arg(short, long, value_name = "USER", default_value = "")]
+    /// Numeric `uid` or `uid:gid` inside [default: 0:0]
+    #[arg(short, long, value_name = "USER", default_value = "", hide_default_value = true)]
     user: String,
+    /// Id or full name of the sandbox
     name: String,
+    /// Program and arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
 
-pub async fn exec(client: &Client, args: ExecArgs) -> Result<ExitCode, Failure> {
-    let (interactive, tty) = (args.interactive, args.tty);
-    let name = names::sandbox(&client.tenant, &args.name);
-    let start = ExecStart {
-        command: args.command,
-        environment: args.env.into_iter().collect(),
-        working_directory: args.workdir,
-        terminal: tty.then(size),
-        user: args.user,
-    };
-    match run(client, &name, start, interactive, tty).await {
-        Ok(code) => Ok(ExitCode::from(code)),
-        Err(failure) => Err(Failure::Exec(Box::new(failure))),
+impl ExecArgs {
+    fn start(&self) -> ExecStart {
+        let mut environment: std::collections::BTreeMap<_, _> = self.env.iter().cloned().collect();
+        if let (true, Ok(term)) = (self.tty, std::env::var("TERM")) {
+            environment.entry("TERM".to_owned()).or_insert(term);
+        }
+        ExecStart {
+            command: self.command.clone(),
+            environment,
+            working_directory: self.workdir.clone(),
+            terminal: self.tty.then(size),
+            user: self.user.clone(),
+        }
     }
 }
 
-async fn run(client: &Client, name: &str, start: ExecStart, interactive: bool, tty: bool) -> Result<u8, Failure> {
-    let (input, mut output) = begin(client, name, &start).await?;
-    let _raw = if tty && interactive { RawMode::enter().map_err(Failure::io("set up the terminal"))? } else { None };
-    let feeding = tokio::spawn(feed(input, interactive, tty));
-    let code = print(&mut output).await;
+/// The exit code of the process, or 125.
+pub async fn exec(client: &Client, args: ExecArgs) -> Result<ExitCode, Failure> {
+    let failed = |failure| Failure::Exec(Box::new(failure));
+    run(client, &args).await.map(ExitCode::from).map_err(failed)
+}
+
+async fn run(client: &Client, args: &ExecArgs) -> Result<u8, Failure> {
+    let name = names::sandbox(&client.tenant, &args.name);
+    let Process { input, mut output } = begin(client, &name, &args.start()).await?;
+    // Before raw mode: from here on each of these signals ends this function, which gives the terminal back.
+    let mut endings = Endings::new().map_err(Failure::io("listen for signals"))?;
+    let raw = if args.tty && args.interactive { RawMode::enter() } else { Ok(None) };
+    let _raw = raw.map_err(Failure::io("put the terminal into raw mode"))?;
+    let feeding = tokio::spawn(input::feed(input, args.interactive, args.tty));
+    let code = tokio::select! {
+        code = print(&mut output) => code,
+        signal = endings.next() => Ok(128 + signal),
+    };
     feeding.abort();
     code
 }
 
-type Input = mpsc::Sender<ExecRequest>;
+/// A process that has started.
+struct Process {
+    input: mpsc::Sender<ExecRequest>,
+    output: Streaming<ExecResponse>,
+}
 
-/// Connects and starts the process. Until it has started, another try is safe: the sandbox may have moved, or be about to run.
-async fn begin(client: &Client, name: &str, start: &ExecStart) -> Result<(Input, Streaming<ExecResponse>), Failure> {
-    let deadline = Instant::now() + client.timeout;
+/// Connects and starts the process; tries again while it is certain that it did not start and may yet.
+async fn begin(client: &Client, name: &str, start: &ExecStart) -> Result<Process, Failure> {
+    let deadline = client.deadline();
+    let mut backoff = Backoff::new(1, deadline);
     loop {
-        let place = connect(client, name, deadline).await?;
-        match open(client, &place, start).await {
-            Ok(opened) => return Ok(opened),
-            Err(status) if reason_of(&status) == Some(ErrorReason::SandboxMoved) && Instant::now() < deadline => {
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-            Err(status) => return Err(status.into()),
-        }
+        let place = locate(client, name, deadline).await?;
+        let failure = match open(client, &place, start).await {
+            Ok(process) => return Ok(process),
+            Err(failure) => failure,
+        };
+        let Some(status) = may_yet_start(&failure) else { return Err(failure) };
+        let Some(pause) = backoff.pause(&status) else { return Err(failure) };
+        tokio::time::sleep(pause).await;
     }
 }
 
-async fn connect(client: &Client, name: &str, deadline: Instant) -> Result<ConnectSandboxResponse, Failure> {
-    let request = ConnectSandboxRequest { name: name.to_owned(), token_ttl: None };
-    client
-        .call_until(deadline, |c| {
-            let request = within(request.clone());
-            async move { sandboxes(c).connect_sandbox(request).await }
-        })
-        .await
+/// Whether the failure says that nothing was started and that asking the schedulers anew may help: the sandbox moved, its
+/// agent restarts or is full for the moment, or has not heard yet of the key that signed the token.
+fn may_yet_start(failure: &Failure) -> Option<Status> {
+    use ErrorReason::{NodeUnreachable, Overloaded, SandboxMoved, TokenInvalid};
+    match (failure, failure.reason()) {
+        (Failure::Unreachable { .. }, _) => Some(Status::unavailable("not reachable")),
+        (_, Some(SandboxMoved | NodeUnreachable | Overloaded | TokenInvalid)) => failure.status().cloned(),
+        _ => None,
+    }
 }
 
-async fn open(
-    client: &Client,
-    place: &ConnectSandboxResponse,
-    start: &ExecStart,
-) -> Result<(Input, Streaming<ExecResponse>), Status> {
-    let channel =
-        client::channel(&place.address, &client.tls).map_err(|error| Status::invalid_argument(error.to_string()))?;
+/// Where the sandbox runs. One that is about to run is waited for.
+async fn locate(client: &Client, name: &str, deadline: Instant) -> Result<ConnectSandboxResponse, Failure> {
+    let request = ConnectSandboxRequest { name: name.to_owned(), token_ttl: None };
+    let connect = |c| {
+        let request = within(request.clone());
+        async move { sandboxes(c).connect_sandbox(request).await }
+    };
+    client.call_until(deadline, connect).await
+}
+
+async fn open(client: &Client, place: &ConnectSandboxResponse, start: &ExecStart) -> Result<Process, Failure> {
+    let channel = client.connect_agent(&place.address, place.tls).await?;
     let (input, requests) = mpsc::channel(OUTBOUND);
     let first = ExecRequest { message: Some(Up::Start(start.clone())) };
-    input.try_send(first).map_err(|_| Status::internal("the first message does not fit"))?;
-    let mut request = Request::new(ReceiverStream::new(requests));
-    let bearer = format!("Bearer {}", place.token).parse();
-    request.metadata_mut().insert("authorization", bearer.map_err(|_| Status::internal("an unusable token"))?);
-    let output = SandboxDataServiceClient::new(channel).exec(request).await?.into_inner();
-    Ok((input, output))
-}
-
-/// Hands on standard input, and the terminal's changes of size, until the process is gone.
-async fn feed(input: Input, interactive: bool, tty: bool) {
-    let send = |message| input.send(ExecRequest { message: Some(message) });
-    if !interactive && send(Up::CloseStdin(CloseStdin {})).await.is_err() {
-        return;
-    }
-    let Ok(mut resized) = signal(SignalKind::window_change()) else { return };
-    let mut stdin = tokio::io::stdin();
-    let mut buffer = vec![0u8; INPUT_BYTES];
-    let mut open = interactive;
-    loop {
-        let message = tokio::select! {
-            read = stdin.read(&mut buffer), if open => match read {
-                Ok(0) | Err(_) => {
-                    open = false;
-                    Up::CloseStdin(CloseStdin {})
-                }
-                Ok(count) => Up::Stdin(buffer[..count].to_vec()),
-            },
-            _ = resized.recv(), if tty => Up::Resize(size()),
-            () = input.closed() => return,
-        };
-        if send(message).await.is_err() {
-            return;
-        }
+    input.try_send(first).map_err(|_| Failure::Failed("the first message does not fit".to_owned()))?;
+    let request = bearing(ReceiverStream::new(requests), &place.token)?;
+    let mut output = SandboxDataServiceClient::new(channel).exec(request).await?.into_inner();
+    match output.message().await?.and_then(|response| response.message) {
+        Some(Down::Started(_)) => Ok(Process { input, output }),
+        _ => Err(Failure::Failed("the node agent did not say that the process started".to_owned())),
     }
 }
 
@@ -152,12 +153,19 @@ async fn feed(input: Input, interactive: bool, tty: bool) {
 async fn print(output: &mut Streaming<ExecResponse>) -> Result<u8, Failure> {
     while let Some(response) = output.message().await? {
         let written = match response.message {
-            Some(Down::Stdout(bytes)) => std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush()),
-            Some(Down::Stderr(bytes)) => std::io::stderr().write_all(&bytes),
+            Some(Down::Stdout(bytes)) => put(&mut std::io::stdout().lock(), &bytes),
+            Some(Down::Stderr(bytes)) => put(&mut std::io::stderr().lock(), &bytes),
             Some(Down::Exit(exit)) => return Ok(u8::try_from(exit.code & 0xff).unwrap_or(u8::MAX)),
             Some(Down::Started(_)) | None => Ok(()),
         };
-        written.map_err(Failure::io("write output"))?;
+        match written {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(READER_GONE),
+            written => written.map_err(Failure::io("write output"))?,
+        }
     }
-    Err(Failure::Failed("the stream ended before the process did".to_owned()))
+    Err(Failure::Failed("the stream ended before the process did: how it ended is not known".to_owned()))
+}
+
+fn put(stream: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).and_then(|()| stream.flush())
 }

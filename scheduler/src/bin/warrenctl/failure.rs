@@ -1,13 +1,17 @@
-//! What went wrong, for a person on stderr and for a script in the exit code.
+//! What went wrong: for a person on stderr, for a script in the exit code.
 
+use std::io;
 use std::process::ExitCode;
 
 use tonic::{Code, Status};
 use warren_proto::error::{reason_of, reason_text};
 use warren_proto::v1::ErrorReason;
 
-/// Exit code of `sandbox exec` when Warren itself failed: as docker's.
+/// Exit code of `sandbox exec` when Warren itself failed: the one that container tools use.
 pub const EXEC_FAILED: u8 = 125;
+
+/// Exit code of a command that got no answer, or not in time.
+pub const UNAVAILABLE: u8 = 5;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,16 +19,24 @@ pub enum Failure {
     /// A scheduler or an agent said no.
     #[error("{}", .0.message())]
     Status(Box<Status>),
+    /// It went on failing until time was up; the last of it.
+    #[error("gave up on {endpoint}: {}", in_full(.status))]
+    GaveUp { endpoint: String, status: Box<Status> },
+    #[error("cannot connect to {what}: {}", chain(.error))]
+    Unreachable { what: String, error: tonic::transport::Error },
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
     #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
+    Io { what: String, source: io::Error },
     #[error("{0}")]
     TimedOut(String),
     /// Done, and it did not end well.
     #[error("{0}")]
     Failed(String),
+    /// Several items failed, each told already; the exit code is the first one's.
+    #[error("{what}")]
+    Several { what: String, code: u8 },
     /// As another failure, but of `sandbox exec`.
     #[error("{0}")]
     Exec(Box<Failure>),
@@ -37,9 +49,22 @@ impl From<Status> for Failure {
 }
 
 impl Failure {
-    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
+    }
+
+    /// What a scheduler or an agent answered, if that is what went wrong.
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Status(status) | Self::GaveUp { status, .. } => Some(status),
+            Self::Exec(inner) => inner.status(),
+            _ => None,
+        }
+    }
+
+    pub fn reason(&self) -> Option<ErrorReason> {
+        self.status().and_then(reason_of)
     }
 
     /// 1 failed, 2 usage, 3 not found, 4 conflict or precondition, 5 unavailable or timed out, 6 permission,
@@ -48,50 +73,94 @@ impl Failure {
         match self {
             Self::Exec(_) => EXEC_FAILED,
             Self::Usage(_) => 2,
-            Self::TimedOut(_) => 5,
+            Self::TimedOut(_) | Self::Unreachable { .. } => UNAVAILABLE,
             Self::Io { .. } | Self::Failed(_) => 1,
-            Self::Status(status) => match status.code() {
-                Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => 2,
-                Code::NotFound => 3,
-                Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => 4,
-                Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => 5,
-                Code::PermissionDenied | Code::Unauthenticated => 6,
-                Code::ResourceExhausted => 7,
-                _ => 1,
-            },
+            Self::Several { code, .. } => *code,
+            Self::Status(status) | Self::GaveUp { status, .. } => of_code(status.code()),
+        }
+    }
+
+    /// Tells the person.
+    pub fn tell(&self) {
+        eprintln!("error: {self}");
+        let reason = self.reason();
+        if let Some(reason) = reason {
+            eprintln!("reason: {}", reason_text(reason));
+        }
+        let hint = match (reason, self) {
+            (Some(reason), _) => hint(reason),
+            (None, Self::GaveUp { status, .. }) if status.code() == Code::Unavailable => {
+                Some("is a scheduler listening there? --endpoints, WARREN_ENDPOINTS or a context name them")
+            }
+            _ => None,
+        };
+        if let Some(hint) = hint {
+            eprintln!("hint: {hint}");
         }
     }
 
     /// Tells the person, and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {self}");
-        let status = match self {
-            Self::Status(status) => Some(status),
-            Self::Exec(inner) => match inner.as_ref() {
-                Self::Status(status) => Some(status),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(reason) = status.and_then(|status| reason_of(status)) {
-            eprintln!("reason: {}", reason_text(reason));
-            if let Some(hint) = hint(reason) {
-                eprintln!("hint: {hint}");
-            }
-        }
+        self.tell();
         ExitCode::from(self.exit_code())
     }
 }
 
+fn of_code(code: Code) -> u8 {
+    match code {
+        Code::InvalidArgument => 2,
+        Code::NotFound => 3,
+        Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted | Code::OutOfRange => 4,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled => UNAVAILABLE,
+        Code::PermissionDenied | Code::Unauthenticated => 6,
+        Code::ResourceExhausted => 7,
+        _ => 1,
+    }
+}
+
+/// A status with what is behind it: a broken transport says little itself.
+pub fn in_full(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => chain(source),
+        None => status.message().to_owned(),
+    }
+}
+
+/// An error and its causes, each once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What to do about it.
 fn hint(reason: ErrorReason) -> Option<&'static str> {
+    use ErrorReason as R;
     Some(match reason {
-        ErrorReason::SandboxNotFound => "`warrenctl sandbox list` shows the sandboxes of a tenant",
-        ErrorReason::TemplateNotFound => "`warrenctl template list` shows what there is, `template import` adds one",
-        ErrorReason::NodeNotFound => "`warrenctl node list` shows the nodes",
-        ErrorReason::SandboxState => "`warrenctl sandbox show` says what state it is in, and why",
-        ErrorReason::NoLeader => "`warrenctl status` shows which replicas answer; a majority of them must",
-        ErrorReason::NoNodeAvailable | ErrorReason::NodeUnreachable => "`warrenctl node list` shows which nodes answer",
-        ErrorReason::SandboxAlreadyExists => "choose another id, or leave it out",
+        R::SandboxNotFound => "`warrenctl sandbox list` shows the sandboxes of a tenant; --tenant says which tenant",
+        R::TemplateNotFound => "`warrenctl template list` shows what there is, `warrenctl template import` adds one",
+        R::NodeNotFound => "`warrenctl node list` shows the nodes",
+        R::SandboxAlreadyExists => "choose another --id, or leave it out",
+        R::TemplateAlreadyExists => "templates do not change: import it under another name",
+        R::TemplateInUse => "delete the sandboxes that use it first",
+        R::SandboxState => "`warrenctl sandbox show` says what state it is in, and why",
+        R::NoLeader | R::OutcomeUnknown => "`warrenctl status` shows which replicas answer; a majority of them must",
+        R::NoNodeAvailable | R::NodeUnreachable => "`warrenctl node list` shows which nodes answer",
+        R::RequestIdReused | R::RequestIdExpired => "leave --request-id out, or take a new UUIDv7",
+        R::RequestTableFull | R::Overloaded => "try again later, or send less at once",
+        R::Compacted => "the token is too old: watch without --token, which begins with what there is now",
+        R::DigestMismatch => "the file changed meanwhile, or was damaged on its way: import it again",
+        R::CommandNotFound => "programs are looked up in the sandbox's PATH; an absolute path avoids that",
+        R::TokenInvalid => "the clocks of schedulers and nodes may differ by more than a token's life",
+        R::PermissionDenied => "this caller may not do that; --tenant and --tls-cert say who asks, and for whom",
+        R::Internal | R::DriverFailed => "the logs of the scheduler or node agent say more",
         _ => return None,
     })
 }

@@ -1,18 +1,30 @@
 //! `warrenctl`: what operators see of Warren, and do to it.
 //!
 //! Data goes to stdout, talk to stderr. Exit codes: see [`failure::Failure::exit_code`].
+//!
+//! `status` `node` `template` `sandbox` (with `create` `delete` `watch` `exec`) are the commands. They make calls through
+//! `client` (endpoints, retries), follow changes through `follow`, and write through `output`. Uses the wire format alone,
+//! nothing of the scheduler.
 
 mod client;
 mod context;
+mod create;
+mod delete;
 mod exec;
 mod failure;
+mod follow;
+mod input;
 mod names;
+mod node;
 mod output;
+mod retry;
 mod sandbox;
-mod server;
+mod status;
 mod table;
 mod template;
 mod terminal;
+mod upload;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,9 +36,13 @@ use client::Client;
 use failure::Failure;
 use output::{Format, Output};
 
-/// Operates a Warren region.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict or precondition, 5 unavailable or timed out, 6 permission,
+7 resource exhausted. `sandbox exec` exits with the process's own code, 125 when Warren itself failed.";
+
+/// Operates a Warren region
 #[derive(Debug, Parser)]
-#[command(name = "warrenctl", version)]
+#[command(name = "warrenctl", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -71,18 +87,21 @@ enum Command {
     Status,
     /// Scheduler replicas
     #[command(subcommand)]
-    Server(server::ServerCommand),
+    Server(status::ServerCommand),
     /// Hosts that run sandboxes
     #[command(subcommand)]
-    Node(server::NodeCommand),
+    Node(node::NodeCommand),
     /// What sandboxes start from
     #[command(subcommand)]
     Template(template::TemplateCommand),
     /// Sandboxes
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::SandboxCommand),
-    /// Completions for a shell, to stdout
-    Completions { shell: clap_complete::Shell },
+    /// Write completions for a shell to stdout
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// This program's version
     Version,
 }
@@ -112,9 +131,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let client = Client::new(settings, cli.global.timeout)?;
     let output = Output::new(cli.global.output);
     match cli.command {
-        Command::Status => server::status(&client, &output).await,
-        Command::Server(command) => server::server(&client, &output, command).await,
-        Command::Node(command) => server::node(&client, &output, command).await,
+        Command::Status => status::status(&client, &output).await,
+        Command::Server(command) => status::server(&client, &output, command).await,
+        Command::Node(command) => node::run(&client, &output, command).await,
         Command::Template(command) => template::run(&client, &output, command).await,
         Command::Sandbox(command) => sandbox::run(&client, &output, command).await,
         Command::Completions { .. } | Command::Version => Ok(ExitCode::SUCCESS),

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use warren_proto::units::Bytes;
 
-use crate::failure::Failure;
-
 /// `tenants/{tenant}/sandboxes/{id}` of a bare id or a full name.
 pub fn sandbox(tenant: &str, text: &str) -> String {
     if text.contains('/') { text.to_owned() } else { format!("tenants/{tenant}/sandboxes/{text}") }
@@ -18,8 +16,10 @@ pub fn in_collection(collection: &str, text: &str) -> String {
 
 /// `key=value`.
 pub fn pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
 }
 
 /// vCPU, such as `0.25` or `2`; in thousandths.
@@ -71,9 +71,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A command line that must name something.
-pub fn at_least_one(names: &[String], what: &str) -> Result<(), Failure> {
-    if names.is_empty() { Err(Failure::Usage(format!("name at least one {what}"))) } else { Ok(()) }
+/// Orders `x-2` before `x-10`: by what stands before a last number, then by that number.
+pub fn natural(name: &str) -> (&str, u64, &str) {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    (stem, name[stem.len()..].parse().unwrap_or(0), name)
 }
 
 #[cfg(test)]
@@ -91,6 +92,13 @@ mod tests {
         }
         assert!(duration("5 parsecs").is_err());
         assert!(size("99999999999999TiB").is_err());
+    }
+
+    #[test]
+    fn numbered_names_stand_in_order() {
+        let mut names = ["a-10", "a-9", "a-1", "a", "b-2", "a-007"];
+        names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+        assert_eq!(names, ["a", "a-1", "a-007", "a-9", "a-10", "b-2"]);
     }
 
     #[test]

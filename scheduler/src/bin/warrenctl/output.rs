@@ -1,6 +1,8 @@
 //! Data on stdout: a table for people, or JSON, YAML or names for programs.
 //!
-//! JSON is protobuf's own mapping (lowerCamelCase keys, enums by name), with 64-bit integers as numbers.
+//! JSON is protobuf's own mapping (lowerCamelCase keys, enums by full name, times by RFC 3339, bytes in base64) with two
+//! differences that make it easier on scripts: 64-bit integers are plain numbers, and fields that are zero or empty are
+//! written too. Keys stand in the order of the `.proto` files, maps by key.
 
 use std::io::{self, Write};
 
@@ -54,7 +56,7 @@ impl Output {
         let descriptor = self.pool.get_message_by_name(type_name).ok_or_else(|| failed("unknown type".into()))?;
         let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
             .map_err(|error| failed(error.to_string()))?;
-        let options = SerializeOptions::new().stringify_64_bit_integers(false);
+        let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(false);
         dynamic.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| failed(e.to_string()))
     }
 
@@ -95,13 +97,17 @@ impl Output {
 
     /// JSON or YAML.
     pub fn document(&self, value: &Value) -> Result<(), Failure> {
+        write(&self.text(value)?)
+    }
+
+    /// One document in this format.
+    pub fn text(&self, value: &Value) -> Result<String, Failure> {
         let failed = |error: String| Failure::Failed(format!("write output: {error}"));
-        let text = match self.format {
-            Format::Yaml => serde_yaml_ng::to_string(value).map_err(|error| failed(error.to_string()))?,
-            Format::Jsonl => format!("{value}\n"),
-            _ => serde_json::to_string_pretty(value).map_err(|error| failed(error.to_string()))? + "\n",
-        };
-        write(&text)
+        match self.format {
+            Format::Yaml => serde_yaml_ng::to_string(value).map_err(|error| failed(error.to_string())),
+            Format::Jsonl => Ok(format!("{value}\n")),
+            _ => Ok(serde_json::to_string_pretty(value).map_err(|error| failed(error.to_string()))? + "\n"),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tables as kubectl draws them: aligned columns, no borders. And how quantities stand in them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -81,6 +82,11 @@ pub fn bare(name: &str, prefix: &str) -> String {
 /// What stands after the last `/`.
 pub fn last_segment(name: &str) -> String {
     name.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+/// `a=1, b=2`.
+pub fn joined(pairs: &BTreeMap<String, String>) -> String {
+    pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// `-` for nothing.

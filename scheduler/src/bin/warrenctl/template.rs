@@ -1,56 +1,54 @@
 //! `template`.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use futures::stream;
-use indicatif::{ProgressBar, ProgressStyle};
-use sha2::{Digest, Sha256};
-use tonic::Request;
-use warren_proto::client;
-use warren_proto::v1::template_data_service_client::TemplateDataServiceClient;
-use warren_proto::v1::upload_template_request::Message as Upload;
 use warren_proto::v1::{
-    BeginTemplateUploadRequest, BeginTemplateUploadResponse, CreateTemplateRequest, DeleteTemplateRequest,
-    GetTemplateRequest, ListTemplatesRequest, Template, UploadTemplateHeader, UploadTemplateRequest,
+    CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ListTemplatesRequest, Template,
 };
 
-use crate::client::{Client, request_id, templates, within};
+use crate::client::{Client, PAGE_SIZE, request_id, templates, within};
 use crate::failure::Failure;
 use crate::names;
 use crate::output::{Output, Row};
-use crate::table::{age, bytes, details, last_segment, or_dash};
-
-/// Bytes of a template in one message; agents take at most 1 MiB.
-const CHUNK_BYTES: u64 = 1 << 20;
+use crate::table::{age, bytes, details, joined, last_segment, or_dash};
+use crate::upload::{Tar, upload};
 
 #[derive(Debug, Subcommand)]
 pub enum TemplateCommand {
-    /// Makes a template of a root file system tar
+    /// Make a template of a root file system tar
     Import {
         /// Id of the template
         name: String,
         /// The tar, uncompressed
         tar: PathBuf,
-        /// Main process of sandboxes that name none: a program and its arguments
-        #[arg(long, num_args = 1.., value_name = "ARG", allow_hyphen_values = true)]
+        /// Main process of sandboxes that name none: one --command for the program and one for each of its arguments
+        #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
         command: Vec<String>,
+        /// The same, after `--`
+        #[arg(last = true, value_name = "COMMAND", conflicts_with = "command")]
+        words: Vec<String>,
         /// Environment of every process
-        #[arg(long, value_name = "KEY=VALUE", value_parser = names::pair)]
+        #[arg(long, short, value_name = "KEY=VALUE", value_parser = names::pair)]
         env: Vec<(String, String)>,
-        /// Working directory of every process
-        #[arg(long, value_name = "DIR", default_value = "")]
+        /// Working directory of every process [default: /]
+        #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
         workdir: String,
     },
-    /// All templates
+    /// List the templates
     List,
-    /// One template
-    Show { name: String },
-    /// Removes a template that no sandbox uses
-    Delete { name: String },
+    /// Show one template
+    Show {
+        /// Id or full name
+        name: String,
+    },
+    /// Remove templates that no sandbox uses
+    Delete {
+        /// Ids or full names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
 }
 
 impl Row for Template {
@@ -74,14 +72,14 @@ impl Row for Template {
 
 pub async fn run(client: &Client, output: &Output, command: TemplateCommand) -> Result<ExitCode, Failure> {
     match command {
-        TemplateCommand::Import { name, tar, command, env, workdir } => {
+        TemplateCommand::Import { name, tar, command, words, env, workdir } => {
             let defaults = Template {
-                default_command: command,
+                default_command: if words.is_empty() { command } else { words },
                 environment: env.into_iter().collect(),
                 working_directory: workdir,
                 ..Template::default()
             };
-            let template = import(client, &name, &tar, defaults).await?;
+            let template = import(client, &name, tar, defaults).await?;
             output.one(&template, || template_details(&template))?;
         }
         TemplateCommand::List => output.list(&all(client).await?)?,
@@ -94,17 +92,41 @@ pub async fn run(client: &Client, output: &Output, command: TemplateCommand) -> 
             let template = client.call(get).await?;
             output.one(&template, || template_details(&template))?;
         }
-        TemplateCommand::Delete { name } => {
-            let name = names::in_collection("templates", &name);
-            let delete = |c| {
-                let request = within(DeleteTemplateRequest { name: name.clone() });
-                async move { templates(c).delete_template(request).await }
-            };
-            client.call(delete).await?;
-            eprintln!("{name} deleted");
+        TemplateCommand::Delete { names } => {
+            for name in names {
+                delete(client, &names::in_collection("templates", &name)).await?;
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Digest, bytes to a node, then the record. Each step can be made again, so a broken import is simply run again.
+async fn import(client: &Client, name: &str, tar: PathBuf, defaults: Template) -> Result<Template, Failure> {
+    let tar = Tar::measure(tar).await?;
+    upload(client, &tar).await?;
+    let template = Template { digest: tar.digest, size_bytes: tar.size_bytes, ..defaults };
+    let request = CreateTemplateRequest {
+        template_id: name.strip_prefix("templates/").unwrap_or(name).to_owned(),
+        template: Some(template),
+        request_id: request_id(),
+    };
+    let create = |c| {
+        let request = within(request.clone());
+        async move { templates(c).create_template(request).await }
+    };
+    client.call(create).await
+}
+
+/// A delete has no request id: what a retry does not find, the call before it may have deleted.
+async fn delete(client: &Client, name: &str) -> Result<(), Failure> {
+    let delete = |c| {
+        let request = within(DeleteTemplateRequest { name: name.to_owned() });
+        async move { templates(c).delete_template(request).await }
+    };
+    client.call(delete).await?;
+    eprintln!("{name} deleted");
+    Ok(())
 }
 
 fn template_details(template: &Template) -> String {
@@ -114,6 +136,7 @@ fn template_details(template: &Template) -> String {
         ("Size", bytes(template.size_bytes)),
         ("Command", or_dash(template.default_command.join(" "))),
         ("Working directory", template.working_directory.clone()),
+        ("Environment", joined(&template.environment)),
         ("Holders", or_dash(template.holders.join(", "))),
         ("Created", format!("{} ago", age(template.create_time.as_ref()))),
     ])
@@ -124,7 +147,7 @@ async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
     let mut page_token = String::new();
     loop {
         let list = |c| {
-            let request = within(ListTemplatesRequest { page_size: 1000, page_token: page_token.clone() });
+            let request = within(ListTemplatesRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
             async move { templates(c).list_templates(request).await }
         };
         let page = client.call(list).await?;
@@ -134,83 +157,4 @@ async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
         }
         page_token = page.next_page_token;
     }
-}
-
-async fn import(client: &Client, name: &str, tar: &Path, defaults: Template) -> Result<Template, Failure> {
-    let path = tar.to_owned();
-    let hashing = tokio::task::spawn_blocking(move || hash(&path)).await;
-    let (digest, size) = hashing.map_err(|error| Failure::Failed(error.to_string()))??;
-    let begin = |c| {
-        let request = within(BeginTemplateUploadRequest { digest: digest.clone(), size_bytes: size });
-        async move { templates(c).begin_template_upload(request).await }
-    };
-    let place = client.call(begin).await?;
-    upload(client, &place, tar, &digest, size).await?;
-    let template = Template { digest, size_bytes: size, ..defaults };
-    let id = request_id();
-    let create = |c| {
-        let request = within(CreateTemplateRequest {
-            template_id: name.to_owned(),
-            template: Some(template.clone()),
-            request_id: id.clone(),
-        });
-        async move { templates(c).create_template(request).await }
-    };
-    client.call(create).await
-}
-
-fn bar(size: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}");
-    let bar = ProgressBar::new(size).with_message(what);
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
-}
-
-/// SHA-256 and size of a file.
-fn hash(path: &Path) -> Result<(String, i64), Failure> {
-    let what = || format!("read {}", path.display());
-    let mut file = File::open(path).map_err(Failure::io(what()))?;
-    let size = file.metadata().map_err(Failure::io(what()))?.len();
-    let progress = bar(size, "hashing ");
-    let mut hasher = Sha256::new();
-    std::io::copy(&mut progress.wrap_read(&mut file), &mut hasher).map_err(Failure::io(what()))?;
-    progress.finish_and_clear();
-    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((format!("sha256:{hex}"), i64::try_from(size).unwrap_or(i64::MAX)))
-}
-
-async fn upload(
-    client: &Client,
-    place: &BeginTemplateUploadResponse,
-    tar: &Path,
-    digest: &str,
-    size: i64,
-) -> Result<(), Failure> {
-    let channel = client::channel(&place.address, &client.tls).map_err(|error| Failure::Usage(error.to_string()))?;
-    let file = File::open(tar).map_err(Failure::io(format!("read {}", tar.display())))?;
-    let progress = bar(u64::try_from(size).unwrap_or(0), "uploading");
-    let header = Upload::Header(UploadTemplateHeader { digest: digest.to_owned(), size_bytes: size });
-    let chunks = stream::unfold((Some(header), file, progress.clone()), |(header, file, progress)| async move {
-        if let Some(header) = header {
-            return Some((UploadTemplateRequest { message: Some(header) }, (None, file, progress)));
-        }
-        // A file that cannot be read ends early; the agent sees that bytes are missing.
-        let read = tokio::task::spawn_blocking(move || {
-            let mut chunk = Vec::new();
-            let result = (&file).take(CHUNK_BYTES).read_to_end(&mut chunk);
-            result.map(|_| (chunk, file))
-        });
-        let (chunk, file) = read.await.ok()?.ok()?;
-        progress.inc(chunk.len() as u64);
-        let more = !chunk.is_empty();
-        more.then(|| (UploadTemplateRequest { message: Some(Upload::Chunk(chunk)) }, (None, file, progress)))
-    });
-    let mut request = Request::new(chunks);
-    let bearer = format!("Bearer {}", place.token).parse();
-    let bearer = bearer.map_err(|_| Failure::Failed("the scheduler gave an unusable token".to_owned()))?;
-    request.metadata_mut().insert("authorization", bearer);
-    let response = TemplateDataServiceClient::new(channel).upload_template(request).await?.into_inner();
-    progress.finish_and_clear();
-    let held = if response.already_held { "held it already" } else { "holds it" };
-    eprintln!("{} {held}", place.node);
-    Ok(())
 }

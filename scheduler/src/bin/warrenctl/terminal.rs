@@ -1,12 +1,14 @@
-//! The caller's terminal in raw mode, given back whatever happens.
+//! The caller's terminal: its size, raw mode that is given back whatever happens, and the signals that end this program.
 
 use std::io::{self, IsTerminal};
 
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use rustix::termios::tcgetwinsize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use warren_proto::v1::TerminalSize;
 
 /// Raw mode until it is dropped.
+#[derive(Debug)]
 pub struct RawMode {
     before: Termios,
 }
@@ -21,7 +23,7 @@ impl RawMode {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
-        tcsetattr(&stdin, SetArg::TCSANOW, &raw)?;
+        tcsetattr(&stdin, SetArg::TCSADRAIN, &raw)?;
         Ok(Some(Self { before }))
     }
 }
@@ -29,13 +31,45 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // There is nobody left to tell.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before);
+        let _untold = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.before);
+    }
+}
+
+/// Signals that would end this program without a chance to tidy up.
+#[derive(Debug)]
+pub struct Endings {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    terminate: Signal,
+}
+
+impl Endings {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The number of the first that comes.
+    pub async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.hangup.recv() => 1,
+            _ = self.interrupt.recv() => 2,
+            _ = self.quit.recv() => 3,
+            _ = self.terminate.recv() => 15,
+        }
     }
 }
 
 /// The terminal's size; 80 × 24 where there is none.
 pub fn size() -> TerminalSize {
-    match tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())) {
+    let size =
+        tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).or_else(|_| tcgetwinsize(io::stderr()));
+    match size {
         Ok(size) if size.ws_col > 0 => TerminalSize { columns: u32::from(size.ws_col), rows: u32::from(size.ws_row) },
         _ => TerminalSize { columns: 80, rows: 24 },
     }

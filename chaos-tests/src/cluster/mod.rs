@@ -1,0 +1,320 @@
+//! A cluster of real processes on this host: schedulers and node agents with data directories of their own, and faults.
+//!
+//! Each cluster has a loopback network of its own (`127.x.y.0/24`), so ports are the same everywhere and never taken; and
+//! node names of its own, so control groups are. Dropping a cluster kills every process and removes every sandbox;
+//! [`Cluster::finish`] ends it in peace and checks that the host is as it was.
+//!
+//! Children: `process` (one server), `binaries` (where its program is).
+
+mod binaries;
+mod process;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::host::Traces;
+use crate::image::Image;
+use binaries::Binaries;
+use process::Process;
+
+/// Name of the template that every cluster has.
+pub const TEMPLATE: &str = "box";
+
+/// Size and shape of a cluster.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub schedulers: usize,
+    pub agents: usize,
+    /// OCI runtime: `WARREN_CHAOS_RUNTIME`, or runc.
+    pub runtime: String,
+    /// What each node offers. CPU may be more than there is: the sandboxes of tests mostly wait.
+    pub cpu_milli: u64,
+    pub memory: String,
+    pub disk: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            schedulers: 3,
+            agents: 3,
+            runtime: std::env::var("WARREN_CHAOS_RUNTIME").unwrap_or_else(|_| "runc".to_owned()),
+            cpu_milli: 4000,
+            memory: "3GiB".to_owned(),
+            disk: "64GiB".to_owned(),
+        }
+    }
+}
+
+/// One process of a cluster, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    Scheduler(usize),
+    Agent(usize),
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Removed with the cluster.
+    _directory: TempDir,
+    schedulers: Vec<Process>,
+    agents: Vec<Process>,
+    endpoints: Vec<String>,
+    traces: Traces,
+    options: Options,
+    finished: bool,
+}
+
+/// Why no cluster can run here, if so: tests that need one are then skipped, aloud.
+pub fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root".to_owned());
+    }
+    let runtime = Options::default().runtime;
+    if Command::new(&runtime).arg("--version").stdout(Stdio::null()).status().is_err() {
+        return Some(format!("no OCI runtime `{runtime}`"));
+    }
+    crate::image::missing()
+}
+
+impl Cluster {
+    /// Starts every process, waits until each is ready, and imports `image` as template [`TEMPLATE`].
+    pub async fn start(options: Options, image: &Image) -> anyhow::Result<Self> {
+        let mut cluster = Self::lay_out(options)?;
+        cluster.start_all()?;
+        cluster.await_all().await?;
+        cluster.client()?.import_template(TEMPLATE, image).await.context("import the template")?;
+        Ok(cluster)
+    }
+
+    fn lay_out(options: Options) -> anyhow::Result<Self> {
+        let binaries = Binaries::find()?;
+        let directory = tempfile::Builder::new().prefix("warren-chaos-").tempdir().context("temporary directory")?;
+        let network = format!("127.{}.{}", rand::random_range(1..=254u8), rand::random_range(0..=255u8));
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let layout = Layout { root: directory.path().to_owned(), network, unique: unique[..8].to_owned() };
+        let schedulers = (0..options.schedulers).map(|at| layout.scheduler(at, &options, &binaries)).collect();
+        let agents = (0..options.agents).map(|at| layout.agent(at, &options, &binaries)).collect();
+        let nodes = (0..options.agents).map(|at| (layout.node(at), layout.agent_directory(at))).collect();
+        Ok(Self {
+            traces: Traces { directory: directory.path().to_owned(), nodes },
+            endpoints: layout.endpoints(options.schedulers),
+            _directory: directory,
+            schedulers,
+            agents,
+            options,
+            finished: false,
+        })
+    }
+
+    /// API addresses of all schedulers.
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// Names of the nodes, `nodes/{node}`.
+    pub fn nodes(&self) -> Vec<String> {
+        self.traces.nodes.iter().map(|(node, _)| format!("nodes/{node}")).collect()
+    }
+
+    /// A client that knows all schedulers.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Client::new(&self.endpoints)
+    }
+
+    /// A client that knows one scheduler.
+    pub fn client_of(&self, scheduler: usize) -> anyhow::Result<Client> {
+        Client::new(&self.endpoints[scheduler..=scheduler])
+    }
+
+    /// What this cluster's sandboxes have on the host.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
+    /// Every process.
+    pub fn servers(&self) -> Vec<Server> {
+        let schedulers = (0..self.schedulers.len()).map(Server::Scheduler);
+        schedulers.chain((0..self.agents.len()).map(Server::Agent)).collect()
+    }
+
+    /// The scheduler that leads now.
+    pub async fn leader(&self) -> anyhow::Result<usize> {
+        let status = self.client()?.cluster_status().await.context("ask for the leader")?;
+        let at = usize::try_from(status.leader_id)?.checked_sub(1).context("no leader")?;
+        ensure!(at < self.schedulers.len(), "replica {} leads and was never started", status.leader_id);
+        Ok(at)
+    }
+
+    /// A scheduler that does not lead now.
+    pub async fn follower(&self) -> anyhow::Result<usize> {
+        Ok((self.leader().await? + 1) % self.schedulers.len())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, server: Server) -> anyhow::Result<()> {
+        self.process(server).kill()
+    }
+
+    /// SIGSTOP: it neither answers nor knows that time passes.
+    pub fn pause(&mut self, server: Server) -> anyhow::Result<()> {
+        self.process(server).signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    pub fn unpause(&mut self, server: Server) -> anyhow::Result<()> {
+        self.process(server).signal(Signal::SIGCONT)
+    }
+
+    /// Starts a process that was killed, on the same data, and waits until it is ready.
+    pub async fn restart(&mut self, server: Server) -> anyhow::Result<()> {
+        let process = self.process(server);
+        process.start()?;
+        process.await_ready().await
+    }
+
+    /// Starts every process that does not run and waits until all are ready: no scheduler is, before a quorum runs.
+    pub async fn restart_all(&mut self) -> anyhow::Result<()> {
+        self.start_all()?;
+        self.await_all().await
+    }
+
+    fn start_all(&mut self) -> anyhow::Result<()> {
+        self.schedulers.iter_mut().chain(&mut self.agents).try_for_each(Process::start)
+    }
+
+    async fn await_all(&mut self) -> anyhow::Result<()> {
+        for process in self.schedulers.iter_mut().chain(&mut self.agents) {
+            process.await_ready().await?;
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, server: Server) -> &mut Process {
+        match server {
+            Server::Scheduler(at) => &mut self.schedulers[at],
+            Server::Agent(at) => &mut self.agents[at],
+        }
+    }
+
+    /// Ends every process as an operator would, removes what is left of sandboxes, and checks that nothing is.
+    pub async fn finish(mut self) -> anyhow::Result<()> {
+        for process in self.agents.iter_mut().chain(&mut self.schedulers) {
+            process.terminate().await?;
+        }
+        self.clean()?;
+        self.finished = true;
+        let left = self.traces.of_agents();
+        ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
+    }
+
+    /// Runs every agent's own clean-up. Idempotent.
+    fn clean(&self) -> anyhow::Result<()> {
+        for ((node, data_dir), agent) in self.traces.nodes.iter().zip(&self.agents) {
+            let output = Command::new(agent.program())
+                .args(["clean", "--node-id", node, "--runtime", &self.options.runtime, "--data-dir"])
+                .arg(data_dir)
+                .output()
+                .with_context(|| format!("run the clean-up of {node}"))?;
+            if !output.status.success() {
+                bail!("the clean-up of {node} failed: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    /// After `finish` nothing is left to do; otherwise something failed, and the logs go with the directory.
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let logs = self.schedulers.iter().chain(&self.agents).map(Process::log_tail);
+        eprintln!("{}", logs.collect::<String>());
+        for process in self.agents.iter_mut().chain(&mut self.schedulers) {
+            if let Err(error) = process.kill() {
+                eprintln!("{error:#}");
+            }
+        }
+        if let Err(error) = self.clean() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Names, addresses and directories of one cluster.
+struct Layout {
+    root: PathBuf,
+    network: String,
+    unique: String,
+}
+
+impl Layout {
+    fn node(&self, at: usize) -> String {
+        format!("chaos-{}-{}", self.unique, at + 1)
+    }
+
+    fn agent_directory(&self, at: usize) -> PathBuf {
+        self.root.join(format!("node-{}", at + 1))
+    }
+
+    fn scheduler_address(&self, at: usize, port: u16) -> String {
+        format!("{}.{}:{port}", self.network, at + 1)
+    }
+
+    fn agent_address(&self, at: usize, port: u16) -> String {
+        format!("{}.{}:{port}", self.network, at + 101)
+    }
+
+    fn endpoints(&self, schedulers: usize) -> Vec<String> {
+        (0..schedulers).map(|at| self.scheduler_address(at, 7070)).collect()
+    }
+
+    fn scheduler(&self, at: usize, options: &Options, binaries: &Binaries) -> Process {
+        let members: Vec<String> = (0..options.schedulers)
+            .map(|at| format!("{}={}/{}", at + 1, self.scheduler_address(at, 7071), self.scheduler_address(at, 7070)))
+            .collect();
+        let name = format!("scheduler-{}", at + 1);
+        let http = self.scheduler_address(at, 7072);
+        let arguments = flags(&[
+            ("replica-id", (at + 1).to_string()),
+            ("data-dir", self.root.join(&name).display().to_string()),
+            ("api-listen", self.scheduler_address(at, 7070)),
+            ("peer-listen", self.scheduler_address(at, 7071)),
+            ("http-listen", http.clone()),
+            ("initial-members", members.join(",")),
+        ]);
+        let log = self.root.join(format!("{name}.log"));
+        Process::new(name, binaries.scheduler.clone(), arguments, http, log)
+    }
+
+    fn agent(&self, at: usize, options: &Options, binaries: &Binaries) -> Process {
+        let name = format!("node-{}", at + 1);
+        let http = self.agent_address(at, 7081);
+        let arguments = flags(&[
+            ("node-id", self.node(at)),
+            ("data-dir", self.agent_directory(at).display().to_string()),
+            ("schedulers", self.endpoints(options.schedulers).join(",")),
+            ("listen", self.agent_address(at, 7080)),
+            ("http-listen", http.clone()),
+            ("runtime", options.runtime.clone()),
+            ("cpu-milli", options.cpu_milli.to_string()),
+            ("memory", options.memory.clone()),
+            ("disk", options.disk.clone()),
+        ]);
+        let log = self.root.join(format!("{name}.log"));
+        Process::new(name, binaries.agent.clone(), arguments, http, log)
+    }
+}
+
+fn flags(pairs: &[(&str, String)]) -> Vec<String> {
+    pairs.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]).collect()
+}

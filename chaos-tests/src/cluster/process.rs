@@ -1,0 +1,151 @@
+//! One server process: started, signalled and waited for by its id, its output in a file.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::net::TcpStream;
+
+/// A server that was asked to end and runs on for longer is stuck.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at a readiness page. There is no event to wait for in a foreign process.
+const READY_PAUSE: Duration = Duration::from_millis(25);
+/// Looks before giving up: 60 s, since a full restart replays logs and adopts every sandbox on two cores.
+const READY_LOOKS: u32 = 2400;
+/// A readiness page answers at once or the process is stopped.
+const PAGE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A server, running or not.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// `host:port` of its `/readyz`.
+    http: String,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    pub fn new(name: String, program: PathBuf, arguments: Vec<String>, http: String, log: PathBuf) -> Self {
+        Self { name, program, arguments, http, log, child: None }
+    }
+
+    /// Starts it. It is killed when the thread that called this ends, so call from one that outlives the cluster.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        if self.child.is_some() {
+            bail!("{} runs already", self.name);
+        }
+        let log = self.open_log().with_context(|| format!("open {}", self.log.display()))?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.name))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn open_log(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).open(&self.log)
+    }
+
+    /// Sends a signal; an error when it does not run.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let child = self.child.as_ref().with_context(|| format!("{} does not run", self.name))?;
+        kill(pid_of(child)?, signal).with_context(|| format!("send {signal} to {}", self.name))
+    }
+
+    /// SIGKILL, and waits until it is gone. Without effect when it does not run.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        child.kill().with_context(|| format!("kill {}", self.name))?;
+        child.wait().with_context(|| format!("wait for {}", self.name))?;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits until it ended as it should.
+    pub async fn terminate(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = pid_of(&child)?;
+        kill(pid, Signal::SIGTERM).with_context(|| format!("send SIGTERM to {}", self.name))?;
+        let mut ending = tokio::task::spawn_blocking(move || child.wait());
+        let ended = match tokio::time::timeout(STOP_PATIENCE, &mut ending).await {
+            Ok(ended) => ended??,
+            Err(_) => {
+                kill(pid, Signal::SIGKILL)?;
+                ending.await??;
+                bail!("{} did not end within {STOP_PATIENCE:?} of SIGTERM\n{}", self.name, self.log_tail());
+            }
+        };
+        if !ended.success() {
+            bail!("{} ended with {} after SIGTERM\n{}", self.name, describe(ended), self.log_tail());
+        }
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn await_ready(&mut self) -> anyhow::Result<()> {
+        let mut last = String::from("no connection");
+        for _ in 0..READY_LOOKS {
+            if let Some(ended) = self.child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()? {
+                self.child = None;
+                bail!("{} ended with {} before it was ready\n{}", self.name, describe(ended), self.log_tail());
+            }
+            match tokio::time::timeout(PAGE_PATIENCE, status_line(&self.http)).await {
+                Ok(Ok(line)) if line.contains(" 200 ") => return Ok(()),
+                Ok(Ok(line)) => last = line,
+                Ok(Err(error)) => last = error.to_string(),
+                Err(_) => last = "no answer".to_owned(),
+            }
+            tokio::time::sleep(READY_PAUSE).await;
+        }
+        bail!("{} is not ready ({last})\n{}", self.name, self.log_tail())
+    }
+
+    /// The end of its log, for people.
+    pub fn log_tail(&self) -> String {
+        const LINES: usize = 40;
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(LINES);
+        format!("---- end of the log of {} ----\n{}\n", self.name, lines[from..].join("\n"))
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+}
+
+fn pid_of(child: &Child) -> anyhow::Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(child.id()).context("process id")?))
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("exit code {}", status.code().unwrap_or_default()),
+    }
+}
+
+/// The first line that `/readyz` answers with, and the page's text.
+async fn status_line(address: &str) -> io::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok(format!("{} {}", head.lines().next().unwrap_or_default(), body.trim()))
+}

@@ -3,6 +3,9 @@
 //! A file is written under a temporary name, synced, renamed, and the directory synced; only then does it count. Records carry
 //! their length and CRC, the last one says how many stand before it: a file that was cut off or changed is found out.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +18,7 @@ use warren_proto::v1::stored_checkpoint_record::Record;
 use super::codec::entity::{answer_from, answer_to, replica_from, replica_to, tenant_from, tenant_to};
 use super::codec::log::{log_id_from, log_id_to, membership_from, membership_to};
 use super::codec::{CodecError, VERSION};
+use super::log_store::make_directory;
 use super::types::CheckpointMeta;
 use crate::state::State;
 use crate::state::command::{LedgerId, LogTime};
@@ -48,6 +52,20 @@ pub struct CheckpointFile {
     pub file: Arc<File>,
     pub path: PathBuf,
     pub size_bytes: u64,
+    /// Of a file that was received: it is removed when nobody needs it any more, unless it was renamed into place.
+    pub received: Option<Arc<Temporary>>,
+}
+
+/// A file under a temporary name.
+#[derive(Debug)]
+pub struct Temporary {
+    pub path: PathBuf,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _renamed_or_never_made = fs::remove_file(&self.path);
+    }
 }
 
 /// What a checkpoint holds.
@@ -68,7 +86,7 @@ impl CheckpointDirectory {
     /// Makes the directory, and removes what was not finished.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(io)?;
+        make_directory(path).map_err(io)?;
         for entry in fs::read_dir(path).map_err(io)? {
             let file = entry.map_err(io)?.path();
             if file.extension().is_some_and(|extension| extension == "tmp") {
@@ -78,20 +96,20 @@ impl CheckpointDirectory {
         Ok(Self { path: path.to_owned() })
     }
 
-    /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are reported through `skipped`.
-    pub fn load(&self, mut skipped: impl FnMut(CheckpointError)) -> Result<Option<Loaded>, CheckpointError> {
-        let mut last_error = None;
+    /// The newest checkpoint that is whole; `None` where there is none at all. Each damaged one is reported through
+    /// `damaged`; where all are, the newest one's error is the answer.
+    pub fn load(&self, damaged: impl Fn(&CheckpointError)) -> Result<Option<Loaded>, CheckpointError> {
+        let mut newest_error = None;
         for path in self.files()?.into_iter().rev() {
             match read(&path) {
                 Ok(loaded) => return Ok(Some(loaded)),
                 Err(error) => {
-                    if let Some(earlier) = last_error.replace(error) {
-                        skipped(earlier);
-                    }
+                    damaged(&error);
+                    newest_error.get_or_insert(error);
                 }
             }
         }
-        last_error.map_or(Ok(None), Err)
+        newest_error.map_or(Ok(None), Err)
     }
 
     /// Writes a checkpoint and makes it the newest.
@@ -146,7 +164,7 @@ impl CheckpointDirectory {
 fn open_file(path: &Path) -> io::Result<CheckpointFile> {
     let file = File::open(path)?;
     let size_bytes = file.metadata()?.len();
-    Ok(CheckpointFile { file: Arc::new(file), path: path.to_owned(), size_bytes })
+    Ok(CheckpointFile { file: Arc::new(file), path: path.to_owned(), size_bytes, received: None })
 }
 
 struct RecordWriter {

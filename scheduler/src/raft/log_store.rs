@@ -71,6 +71,8 @@ struct Inner {
     recent: Mutex<BTreeMap<u64, Entry>>,
     queue: SyncSender<Operation>,
     syncs: Arc<AtomicU64>,
+    /// First index that is not purged: what lies below is removed lazily, and must not be read meanwhile.
+    first: AtomicU64,
     // Last: everything above is done with the database when it closes.
     _db: sled::Db,
 }
@@ -103,22 +105,17 @@ impl LogStore {
     fn open_with(directory: &Path, sync: bool) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: directory.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: directory.to_owned(), reason };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+        make_directory(directory).map_err(io)?;
         // sled panics on some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| open_database(directory)));
-        let (db, log, meta) = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(sled::Error::Io(source))) => return Err(io(source)),
-            Ok(Err(error)) => return Err(damaged(error.to_string())),
-            Err(_panic) => return Err(damaged("sled cannot read its files".to_owned())),
-        };
+        let opened = opened.unwrap_or_else(|_panic| Err(damaged("sled cannot read its files".to_owned())));
+        let Opened { db, log, meta, purged } = opened?;
         let file = sync.then(|| fs::File::open(directory.join("db"))).transpose().map_err(io)?;
         let syncs = Arc::new(AtomicU64::new(0));
         let writer = Writer { db: db.clone(), log: log.clone(), meta: meta.clone(), file, syncs: syncs.clone() };
         let queue = writer.start(QUEUE).map_err(io)?;
-        let store = Self(Arc::new(Inner { log, meta, recent: Mutex::default(), queue, syncs, _db: db }));
-        store.remove_purged().map_err(io)?;
-        Ok(store)
+        let first = AtomicU64::new(after(purged.as_ref()));
+        Ok(Self(Arc::new(Inner { log, meta, recent: Mutex::default(), queue, syncs, first, _db: db })))
     }
 
     /// Durable syncs since the store was opened.
@@ -131,23 +128,8 @@ impl LogStore {
         Ok(self.last_purged()?.map(|log_id| log_id.index))
     }
 
-    fn remove_purged(&self) -> io::Result<()> {
-        let Some(purged) = self.last_purged()? else { return Ok(()) };
-        for item in self.0.log.range(..=key(purged.index)) {
-            let (key, _) = item.map_err(sled_error)?;
-            self.0.log.remove(key).map_err(sled_error)?;
-        }
-        Ok(())
-    }
-
     fn last_purged(&self) -> io::Result<Option<LogId>> {
-        self.read_log_id(LAST_PURGED)
-    }
-
-    fn read_log_id(&self, key: &[u8]) -> io::Result<Option<LogId>> {
-        let Some(bytes) = self.0.meta.get(key).map_err(sled_error)? else { return Ok(None) };
-        let stored = pb::StoredLogId::decode(bytes.as_ref()).map_err(super::codec::CodecError::from)?;
-        Ok(Some(log_id_from(&stored)))
+        read_log_id(&self.0.meta, LAST_PURGED)
     }
 
     /// Nothing in the guarded sections panics half-way through a change.
@@ -168,6 +150,7 @@ impl LogStore {
 
     fn read_range(&self, range: impl RangeBounds<u64>) -> io::Result<Vec<Entry>> {
         let (start, end) = bounds(&range);
+        let start = start.max(self.0.first.load(Ordering::Acquire));
         if start >= end {
             return Ok(Vec::new());
         }
@@ -183,7 +166,54 @@ impl LogStore {
     }
 }
 
-fn open_database(directory: &Path) -> sled::Result<(sled::Db, sled::Tree, sled::Tree)> {
+/// Makes the directory, private to this user, and makes sure that a power cut leaves it where it is.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    match directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// sled's files, open and readable.
+struct Opened {
+    db: sled::Db,
+    log: sled::Tree,
+    meta: sled::Tree,
+    purged: Option<LogId>,
+}
+
+fn open_database(directory: &Path) -> Result<Opened, OpenError> {
+    let damaged = |reason: String| OpenError::Damaged { path: directory.to_owned(), reason };
+    let (db, log, meta) = open_trees(directory).map_err(|error| match error {
+        sled::Error::Io(source) => OpenError::Io { path: directory.to_owned(), source },
+        error => damaged(error.to_string()),
+    })?;
+    let purged = read_log_id(&meta, LAST_PURGED).map_err(|error| damaged(error.to_string()))?;
+    remove_purged(&log, purged.as_ref()).map_err(|error| damaged(error.to_string()))?;
+    Ok(Opened { db, log, meta, purged })
+}
+
+/// What a purge had not finished removing.
+fn remove_purged(log: &sled::Tree, purged: Option<&LogId>) -> io::Result<()> {
+    for item in log.range(..key(after(purged))).keys() {
+        log.remove(item.map_err(sled_error)?).map_err(sled_error)?;
+    }
+    Ok(())
+}
+
+fn read_log_id(meta: &sled::Tree, key: &[u8]) -> io::Result<Option<LogId>> {
+    let Some(bytes) = meta.get(key).map_err(sled_error)? else { return Ok(None) };
+    let stored = pb::StoredLogId::decode(bytes.as_ref()).map_err(super::codec::CodecError::from)?;
+    Ok(Some(log_id_from(&stored)))
+}
+
+/// The index that follows; 0 after nothing.
+fn after(log_id: Option<&LogId>) -> u64 {
+    log_id.map_or(0, |log_id| log_id.index.saturating_add(1))
+}
+
+fn open_trees(directory: &Path) -> sled::Result<(sled::Db, sled::Tree, sled::Tree)> {
     let db = sled::Config::new()
         .path(directory)
         .segment_size(SEGMENT_BYTES)
@@ -244,8 +274,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let newest = self.recent().last_key_value().map(|(_, entry)| entry.log_id);
         let last_log_id = match newest {
             Some(log_id) => Some(log_id),
-            None => match self.0.log.last().map_err(sled_error)? {
-                Some((_, bytes)) => Some(decode_entry(&bytes)?.log_id),
+            // What a purge has not removed yet does not count.
+            None => match self.0.log.range(key(after(last_purged_log_id.as_ref()))..).next_back() {
+                Some(item) => Some(decode_entry(&item.map_err(sled_error)?.1)?.log_id),
                 None => last_purged_log_id,
             },
         };
@@ -269,7 +300,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        self.read_log_id(COMMITTED)
+        read_log_id(&self.0.meta, COMMITTED)
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -294,7 +325,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        let first = last_log_id.map_or(0, |last| last.index.saturating_add(1));
+        let first = after(last_log_id.as_ref());
         let _cut_off = self.recent().split_off(&first);
         self.run(|done| Operation::Truncate { first, done }).await
     }
@@ -302,6 +333,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let value = log_id_to(&log_id).encode_to_vec();
         self.run(|done| Operation::Meta { key: LAST_PURGED, value, done: Some(done) }).await?;
+        self.0.first.store(after(Some(&log_id)), Ordering::Release);
         let mut recent = self.recent();
         let kept = recent.split_off(&log_id.index.saturating_add(1));
         *recent = kept;

@@ -10,7 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,8 @@ use crate::state::command::Command;
 /// Threads of Raft's own runtime: what the API does cannot hold up heartbeats.
 const RAFT_THREADS: usize = 2;
 
-/// Entries that stay in the log after a checkpoint, for followers that are a little behind.
+/// Most entries that stay in the log after a checkpoint, for followers that are a little behind; at most an interval's. More
+/// would let a damaged checkpoint be made up for more often, but sled's file grows with the live log.
 const KEPT_AFTER_CHECKPOINT: u64 = 2_000;
 
 /// How many checkpoint intervals a follower may lag before it is sent a checkpoint instead of entries.
@@ -129,6 +130,8 @@ pub struct ReplicaStatus {
     pub last_log_index: u64,
     pub applied_index: u64,
     pub checkpoint_index: u64,
+    /// The log begins after it.
+    pub purged_index: u64,
     /// Durable syncs of the log since the start.
     pub sync_count: u64,
 }
@@ -166,8 +169,33 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     proposals: mpsc::Sender<Proposal>,
     election_timeout: Duration,
-    runtime: Option<Runtime>,
+    runtime: Handle,
     stop: CancellationToken,
+    /// Ends with the last clone.
+    _threads: Threads,
+}
+
+/// Raft's own runtime. Dropped anywhere, in asynchronous code too, where dropping a plain runtime would panic.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn start() -> io::Result<(Self, Handle)> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        Ok((Self(Some(runtime)), handle))
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl std::fmt::Debug for Replica {
@@ -179,9 +207,6 @@ impl std::fmt::Debug for Replica {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 
@@ -195,7 +220,7 @@ fn raft_config(config: &ReplicaConfig) -> Result<Config, openraft::ConfigError> 
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_every),
         // Longer than an interval, or a follower would be sent checkpoints for ever.
         replication_lag_threshold: config.checkpoint_every.saturating_mul(LAG_INTERVALS),
-        max_in_snapshot_log_to_keep: KEPT_AFTER_CHECKPOINT,
+        max_in_snapshot_log_to_keep: KEPT_AFTER_CHECKPOINT.min(config.checkpoint_every),
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         allow_log_reversion: Some(false),
@@ -209,11 +234,7 @@ impl Replica {
     /// empty.
     pub async fn start(config: ReplicaConfig) -> Result<Self, StartError> {
         let raft_config = Arc::new(raft_config(&config)?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(RAFT_THREADS)
-            .thread_name("raft")
-            .enable_all()
-            .build()?;
+        let (threads, runtime) = Threads::start()?;
         let opening = config.clone();
         let opened = runtime.spawn_blocking(move || open(&opening)).await;
         let (store, machine, checkpoints) = match opened {
@@ -241,8 +262,9 @@ impl Replica {
             leadership,
             proposals,
             election_timeout: config.election_timeout,
-            runtime: Some(runtime),
+            runtime,
             stop: CancellationToken::new(),
+            _threads: threads,
         })))
     }
 
@@ -261,8 +283,7 @@ impl Replica {
             server = server.tls_config(tls)?;
         }
         let stop = self.0.stop.clone();
-        let Some(runtime) = &self.0.runtime else { return Ok(()) };
-        runtime.spawn(async move {
+        self.0.runtime.spawn(async move {
             let incoming = TcpListenerStream::new(listener);
             let served = server.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
             if let Err(error) = served.await {
@@ -345,6 +366,7 @@ impl Replica {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |log_id| log_id.index),
             checkpoint_index: metrics.snapshot.map_or(0, |log_id| log_id.index),
+            purged_index: metrics.purged.map_or(0, |log_id| log_id.index),
             sync_count: self.0.store.sync_count(),
         }
     }
@@ -442,6 +464,7 @@ async fn watch_leadership(raft: Raft, leading: watch::Sender<Leadership>) {
             changed
         });
         if metrics.changed().await.is_err() {
+            leading.send_replace(Leadership::Follower { leader: None });
             return;
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
@@ -13,7 +12,7 @@ use warren_proto::v1::append_entries_response::Result as WireResult;
 use warren_proto::v1::install_checkpoint_request::Message as InstallMessage;
 use warren_proto::v1::raft_service_server::RaftService;
 
-use super::checkpoint::{CheckpointDirectory, CheckpointFile};
+use super::checkpoint::{self, CheckpointDirectory, CheckpointFile, Temporary};
 use super::codec::log::{entry_from, log_id_to, membership_from, vote_to};
 use super::network::{log_id_of, vote_required};
 use super::types::{CheckpointMeta, Raft, TypeConfig};
@@ -99,8 +98,8 @@ impl RaftService for RaftApi {
         let vote = vote_required(header.vote.as_ref()).map_err(malformed)?;
         let membership = membership_from(&header.membership.unwrap_or_default()).map_err(malformed)?;
         let meta = CheckpointMeta { last_log_id: log_id_of(header.last_log_id.as_ref()), last_membership: membership };
-        let received = Received { path: self.checkpoints.temporary() };
-        let snapshot = receive(&mut stream, &received, header.size_bytes).await?;
+        let temporary = Temporary { path: self.checkpoints.temporary() };
+        let snapshot = receive(&mut stream, temporary, header.size_bytes).await?;
         let response = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await.map_err(failed)?;
         Ok(Response::new(pb::InstallCheckpointResponse { vote: Some(vote_to(&response.vote)) }))
     }
@@ -120,24 +119,14 @@ impl RaftService for RaftApi {
     }
 }
 
-/// A file that is being received; it goes unless it was renamed into place.
-struct Received {
-    path: PathBuf,
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        let _renamed_or_never_made = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Writes and syncs what arrives; it must be as long as was announced.
+/// Writes and syncs what arrives; it must be as long as was announced, and whole: Raft takes a checkpoint that cannot be
+/// installed for a broken disk, and stops. The file outlives a call that is given up while Raft still installs it.
 async fn receive(
     stream: &mut Streaming<pb::InstallCheckpointRequest>,
-    received: &Received,
+    temporary: Temporary,
     size_bytes: u64,
 ) -> Result<CheckpointFile, Status> {
-    let mut file = File::create(&received.path).map_err(failed)?;
+    let mut file = File::create(&temporary.path).map_err(failed)?;
     let mut written = 0u64;
     while let Some(message) = stream.message().await? {
         let Some(InstallMessage::Chunk(chunk)) = message.message else { return Err(malformed("expected `chunk`")) };
@@ -153,6 +142,12 @@ async fn receive(
     if written != size_bytes {
         return Err(malformed(format!("{written} of {size_bytes} bytes arrived")));
     }
-    let file = tokio::task::spawn_blocking(move || file.sync_all().map(|()| file)).await.map_err(failed)?;
-    Ok(CheckpointFile { file: Arc::new(file.map_err(failed)?), path: received.path.clone(), size_bytes })
+    tokio::task::spawn_blocking(move || {
+        file.sync_all().map_err(failed)?;
+        checkpoint::read(&temporary.path).map_err(|error| Status::data_loss(error.to_string()))?;
+        let (file, path) = (Arc::new(file), temporary.path.clone());
+        Ok(CheckpointFile { file, path, size_bytes, received: Some(Arc::new(temporary)) })
+    })
+    .await
+    .map_err(failed)?
 }

@@ -43,7 +43,7 @@ impl From<CheckpointError> for io::Error {
 impl StateMachine {
     /// Starts from the newest whole checkpoint, or from nothing.
     pub fn open(directory: CheckpointDirectory) -> Result<Self, CheckpointError> {
-        let loaded = directory.load(|damaged| error!(error = %damaged, "checkpoint skipped; an older one is tried"))?;
+        let loaded = directory.load(|error| error!(%error, "checkpoint skipped; an older one is tried"))?;
         let mut machine = Self {
             state: State { events: EventRing::starting_after(0), ..State::default() },
             last_applied: None,

@@ -88,6 +88,9 @@ impl Writer {
                     finish.push(Box::new(move || completed(callback, &store, last)));
                 }
                 Operation::Meta { key, value, done } => {
+                    // Never ahead of what was queued before it: a `committed` whose entries a power cut took would keep
+                    // this replica from starting.
+                    self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;
                     self.meta.insert(key, value).map_err(sled_error)?;
                     if let Some(done) = done {
                         must_sync = true;

@@ -1,0 +1,137 @@
+//! A checkpoint comes back as it was, stays readable for ever, and is found out when a single byte of it changes.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::raft::codec::tests as samples;
+use crate::raft::types::StoredMembership;
+
+/// One of everything, every kind of sandbox.
+fn state() -> State {
+    let mut state = State { ledger_id: Some(LedgerId(0xabcd)), revision: 4242, ..State::default() };
+    (state.log_time, state.epoch_floor) = (LogTime(1_700_000_000_000), Epoch(9));
+    let (id, replica) = samples::replica();
+    state.replicas.insert(id, replica);
+    state.nodes.insert(samples::node(), Arc::new(samples::whole_node()));
+    state.templates.insert(samples::template_id(), Arc::new(samples::template()));
+    let (id, tenant) = samples::owner();
+    state.tenants.insert(id, tenant);
+    for (name, life) in samples::lives() {
+        let mut sandbox = samples::sandbox(life);
+        let id = name.replace('_', "-");
+        sandbox.name = warren_proto::ids::SandboxName::parse(&format!("tenants/acme/sandboxes/{id}")).unwrap();
+        state.put_sandbox(Arc::new(sandbox));
+    }
+    for (number, (_, scope, answer)) in (1..).zip(samples::answers()) {
+        state.requests.insert(scope, number, answer);
+    }
+    state
+}
+
+fn meta() -> CheckpointMeta {
+    let last_membership = StoredMembership::new(Some(samples::log_id()), samples::membership());
+    CheckpointMeta { last_log_id: Some(samples::log_id()), last_membership }
+}
+
+fn written() -> (tempfile::TempDir, CheckpointFile) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = CheckpointDirectory::open(directory.path()).unwrap().write(&state(), &meta()).unwrap();
+    (directory, file)
+}
+
+fn assert_same(loaded: &Loaded) {
+    let (read, expected) = (&loaded.state, state());
+    assert_eq!(loaded.meta, meta());
+    assert_eq!((read.ledger_id, read.revision), (expected.ledger_id, expected.revision));
+    assert_eq!((read.log_time, read.epoch_floor), (expected.log_time, expected.epoch_floor));
+    assert_eq!((&read.replicas, &read.counts), (&expected.replicas, &expected.counts));
+    assert!(read.nodes == expected.nodes && read.templates == expected.templates);
+    assert!(read.tenants == expected.tenants && read.sandboxes == expected.sandboxes);
+    assert!(read.pending == expected.pending && read.ended == expected.ended);
+    assert!(read.requests.iter().eq(expected.requests.iter()));
+    let events = &read.events;
+    assert!(events.after(crate::state::event::Position::end_of(read.revision), 1).unwrap().is_empty());
+    assert!(events.after(crate::state::event::Position::default(), 1).is_err(), "what came before is compacted");
+}
+
+#[test]
+fn a_checkpoint_comes_back_as_it_was() {
+    let (_directory, file) = written();
+    assert_same(&read(&file.path).unwrap());
+}
+
+#[test]
+fn a_checkpoint_of_the_first_build_is_read_and_written_the_same() {
+    let (directory, file) = written();
+    let bytes = fs::read(&file.path).unwrap();
+    let kept = samples::kept("checkpoint_file");
+    let kept =
+        kept.unwrap_or_else(|| panic!("tests/golden/storage.txt lacks:\ncheckpoint_file {}", samples::hex(&bytes)));
+    let old = directory.path().join("old");
+    fs::write(&old, &kept).unwrap();
+    assert_same(&read(&old).unwrap());
+    assert!(kept == bytes, "written otherwise now:\ncheckpoint_file {}", samples::hex(&bytes));
+}
+
+#[test]
+fn one_changed_byte_or_a_missing_end_is_found_out() {
+    let (directory, file) = written();
+    let whole = fs::read(&file.path).unwrap();
+    let path = directory.path().join("changed");
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x04;
+        fs::write(&path, &changed).unwrap();
+        assert!(matches!(read(&path), Err(CheckpointError::Damaged { .. })), "byte {at} changed");
+        fs::write(&path, &whole[..at]).unwrap();
+        assert!(matches!(read(&path), Err(CheckpointError::Damaged { .. })), "cut at {at}");
+    }
+}
+
+#[test]
+fn a_damaged_newest_one_is_reported_and_the_older_one_is_loaded() {
+    let (directory, older) = written();
+    let checkpoints = CheckpointDirectory::open(directory.path()).unwrap();
+    let later = CheckpointMeta { last_log_id: Some(crate::raft::types::LogId::new_term_index(7, 5000)), ..meta() };
+    let newest = checkpoints.write(&state(), &later).unwrap();
+    let size = newest.size_bytes;
+    fs::OpenOptions::new().write(true).open(&newest.path).unwrap().set_len(size - 1).unwrap();
+    let reported = std::cell::RefCell::new(Vec::new());
+    let loaded = checkpoints.load(|error| reported.borrow_mut().push(error.to_string())).unwrap().unwrap();
+    assert_eq!(loaded.file.path, older.path);
+    assert_eq!(reported.borrow().len(), 1);
+    fs::write(&older.path, b"").unwrap();
+    match checkpoints.load(|_| ()) {
+        Err(CheckpointError::Damaged { path, .. }) => assert_eq!(path, newest.path, "the newest says why"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn two_stay_and_what_was_not_finished_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoints = CheckpointDirectory::open(&directory.path().join("checkpoints")).unwrap();
+    for index in [10, 200, 3000] {
+        let last_log_id = Some(crate::raft::types::LogId::new_term_index(7, index));
+        checkpoints.write(&state(), &CheckpointMeta { last_log_id, ..meta() }).unwrap();
+    }
+    fs::write(checkpoints.temporary(), b"half").unwrap();
+    let again = CheckpointDirectory::open(&directory.path().join("checkpoints")).unwrap();
+    let names: BTreeSet<_> = fs::read_dir(&again.path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(again.files().unwrap().into_iter().collect::<BTreeSet<_>>(), names);
+    assert_eq!(names.len(), KEPT);
+}
+
+#[test]
+fn a_received_file_outlives_the_call_but_not_its_last_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("received.tmp");
+    fs::write(&path, b"x").unwrap();
+    let received = Some(Arc::new(Temporary { path: path.clone() }));
+    let file = CheckpointFile { received, ..open_file(&path).unwrap() };
+    let held_by_raft = file.clone();
+    drop(file);
+    assert!(path.exists());
+    drop(held_by_raft);
+    assert!(!path.exists());
+}

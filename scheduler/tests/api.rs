@@ -1,5 +1,7 @@
 //! The API of one replica, over gRPC, with an agent played by the test: errors by reason, pages, watches, a sandbox's life.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

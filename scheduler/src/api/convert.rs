@@ -47,11 +47,14 @@ fn reason(state: &State, sandbox: &Sandbox) -> Option<v1::StateReason> {
     let (code, message) = match &sandbox.life {
         Life::Pending { reason, .. } => (pending_code(reason.code).to_owned(), reason.message.clone()),
         Life::Failed { code, message, .. } => (code.clone(), message.clone()),
-        Life::Running { node, .. } if state.is_unreachable(sandbox) => {
-            let message = format!("node {node} has not renewed its lease; the sandbox runs on, and returns with it");
+        life => {
+            let node = life.node().and_then(|id| state.nodes.get(id)).filter(|node| !node.reachable)?;
+            let message = format!(
+                "node {} has not renewed its lease; what it does goes on, and is known when it returns",
+                node.id
+            );
             ("NODE_UNREACHABLE".to_owned(), message)
         }
-        _ => return None,
     };
     Some(v1::StateReason { code, message })
 }

@@ -49,6 +49,7 @@ start_process() { # component, command...
   mkdir -p "$home/$name"
   setsid "$@" >> "$home/log/$name.log" 2>&1 < /dev/null &
   echo $! > "$home/run/$name.pid"
+  disown
 }
 
 check_port_free() {

@@ -7,6 +7,7 @@
 //!
 //! Needs root and loop devices; says so and passes without. `WARREN_SEED` repeats a run's choices.
 
+#![allow(clippy::disallowed_methods, reason = "tests bound how long they wait")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;

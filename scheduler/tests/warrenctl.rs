@@ -3,6 +3,8 @@
 //! What is checked is what scripts rely on: what stands on stdout in every format, exit codes, that a change which is made
 //! again carries the same request id, and that nothing acknowledged goes unsaid.
 
+#![allow(clippy::disallowed_methods, reason = "tests bound how long they wait")]
+
 #[path = "warrenctl/agent.rs"]
 mod agent;
 #[path = "warrenctl/executing.rs"]

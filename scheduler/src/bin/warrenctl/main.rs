@@ -6,6 +6,11 @@
 //! `client` (endpoints, retries), follow changes through `follow`, and write through `output`. Uses the wire format alone,
 //! nothing of the scheduler.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a command line reads the clock for a person, and bounds how long it tries"
+)]
+
 mod client;
 mod context;
 mod create;

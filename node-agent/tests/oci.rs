@@ -2,6 +2,8 @@
 //!
 //! Needs root, a static busybox (Debian: `busybox-static`) and runc or crun; what is missing is skipped aloud.
 
+#![allow(clippy::disallowed_methods, reason = "tests bound how long they wait")]
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

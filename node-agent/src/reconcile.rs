@@ -170,7 +170,8 @@ fn without_goal(held: &Held) -> Option<Action> {
     let running = held.instances.iter().find(|(_, instance)| instance.presence == Presence::Running);
     match running {
         Some((epoch, _)) => Some(Action::FreezeOrphan(*epoch)),
-        None => held.instances.is_empty().then_some(Action::Forget),
+        // Once forgotten there is nothing to forget: asking again must come to rest.
+        None => (held.instances.is_empty() && held.record.is_some()).then_some(Action::Forget),
     }
 }
 

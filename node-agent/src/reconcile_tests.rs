@@ -51,6 +51,15 @@ fn what_is_new_is_started_once() {
     }
 }
 
+/// An agent that had removed a sandbox once asked without end to forget it, and burnt a core.
+#[test]
+fn what_is_forgotten_is_left_at_rest() {
+    let gone = held(Some((1, Stage::Removed)), &[]);
+    assert_eq!(next_action(None, true, &gone), Some(Action::Forget));
+    assert_eq!(next_action(None, true, &Held::default()), None);
+    assert_eq!(next_action(None, false, &Held::default()), None);
+}
+
 #[test]
 fn what_ran_and_is_gone_is_reported_and_never_restarted() {
     let gone = held(Some((1, Stage::Started)), &[]);

@@ -42,9 +42,13 @@ http_status() { # port path
 is_ready() { [[ $(http_status "$(http_port "$1")" /readyz) == *' 200 '* ]]; }
 
 start_process() { # component, command...
-  local name=$1
+  local name=$1 pid
   shift
-  pid_of "$name" > /dev/null && return
+  if pid=$(pid_of "$name"); then
+    # One that runs a binary which has been replaced since is started anew; sandboxes run on meanwhile.
+    [[ $(readlink "/proc/$pid/exe") == *' (deleted)' ]] || return 0
+    stop_process "$name"
+  fi
   check_port_free "$name"
   mkdir -p "$home/$name"
   setsid "$@" >> "$home/log/$name.log" 2>&1 < /dev/null &

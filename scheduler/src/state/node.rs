@@ -72,12 +72,14 @@ pub(super) fn register(
             node.report = report.clone();
             // A host that came back smaller than what it holds is full, not oversold.
             node.report.capacity = node.report.capacity.max(node.assigned);
-            node.reachable = true;
+            let was_reachable = std::mem::replace(&mut node.reachable, true);
             // A hello is followed by all that the agent holds, orphans included.
             node.orphans.clear();
             node.registered = state.log_time;
             node.revision = context.index;
-            for name in &node.sandboxes.clone() {
+            // Only a return changes what watchers see; a mere new session must not flood them.
+            let returned = if was_reachable { imbl::OrdSet::new() } else { node.sandboxes.clone() };
+            for name in &returned {
                 sandbox::touch(state, context, name);
             }
         }

@@ -183,11 +183,12 @@ pub(super) fn create(
         return Ok(answer);
     }
     if let Some(existing) = state.sandboxes.get(name) {
-        return if *existing.spec == *spec {
-            Ok(Reply::Sandbox(existing.clone()))
-        } else {
-            Err(Rejected::SandboxExists(name.clone()))
-        };
+        if *existing.spec != *spec {
+            return Err(Rejected::SandboxExists(name.clone()));
+        }
+        let reply = Reply::Sandbox(existing.clone());
+        state.requests.remember(&scope, request, state.log_time, &reply);
+        return Ok(reply);
     }
     if !state.templates.contains_key(&spec.template) {
         return Err(Rejected::TemplateNotFound(spec.template.clone()));

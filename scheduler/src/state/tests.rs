@@ -252,6 +252,18 @@ fn a_name_that_is_used_again_gets_an_epoch_that_was_never_used() {
 }
 
 #[test]
+fn a_retry_of_a_create_that_found_its_sandbox_there_does_not_make_it_again() {
+    let mut ledger = Ledger::new();
+    ledger.create("s", "a", None).unwrap();
+    let second = request_at(ledger.now.0, 9);
+    ledger.create("s", "a", Some(second)).unwrap();
+    ledger.run(Body::DeleteSandbox { sandbox: name("s"), request: None }).unwrap();
+    ledger.observe("a", "s", 1, Phase::Removed).unwrap();
+    ledger.create("s", "a", Some(second)).unwrap();
+    assert!(ledger.state.sandboxes.is_empty(), "its answer was given before the delete");
+}
+
+#[test]
 fn a_template_in_use_stays() {
     let mut ledger = Ledger::new();
     ledger.create("s", "a", None).unwrap();

@@ -122,9 +122,10 @@ mod tests {
         fs::create_dir_all(&instance).expect("instance");
         let mut shim = std::process::Command::new("sleep").arg("60").current_dir(&instance).spawn().expect("process");
         let found = traces.of_sandboxes();
+        let process = format!("process {}:", shim.id());
         shim.kill().expect("kill");
         shim.wait().expect("wait");
         assert!(found.iter().any(|line| line.starts_with("runtime state")), "{found:?}");
-        assert!(found.iter().any(|line| line.contains("sleep 60")), "{found:?}");
+        assert!(found.iter().any(|line| line.starts_with(&process)), "{found:?}");
     }
 }

@@ -143,6 +143,7 @@ fn facts(config: &Config, advertised: String, drivers: &Drivers) -> anyhow::Resu
         cpu: config.cpu.unwrap_or(host.cpu),
         memory: config.memory.unwrap_or(host.memory),
         disk: config.disk.unwrap_or(host.disk),
+        ..Resources::default()
     };
     Ok(NodeFacts {
         name: config.node_id.name(),
@@ -162,5 +163,6 @@ fn wire_resources(resources: Resources) -> v1::Resources {
         memory_bytes: wire(resources.memory.0),
         disk_bytes: wire(resources.disk.0),
         pids: 0,
+        gpus: wire(resources.gpus.0),
     }
 }

@@ -210,6 +210,7 @@ fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpe
             cpu: MilliCpu(amount(resources.cpu_milli, "resources.cpu_milli")?),
             memory: Bytes(amount(resources.memory_bytes, "resources.memory_bytes")?),
             disk: Bytes(amount(resources.disk_bytes, "resources.disk_bytes")?),
+            ..Resources::default()
         },
         pids: amount(resources.pids, "resources.pids")?,
         template: TemplateRef {

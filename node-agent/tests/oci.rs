@@ -82,7 +82,12 @@ impl World {
     fn spec(&self, name: &str, command: &[&str]) -> InstanceSpec {
         InstanceSpec {
             key: key(name),
-            resources: Resources { cpu: MilliCpu(1000), memory: Bytes(64 * Bytes::MIB), disk: Bytes(0) },
+            resources: Resources {
+                cpu: MilliCpu(1000),
+                memory: Bytes(64 * Bytes::MIB),
+                disk: Bytes(0),
+                ..Resources::default()
+            },
             pids: 64,
             base: self.base.clone(),
             command: command.iter().map(|&word| word.to_owned()).collect(),

@@ -122,7 +122,7 @@ impl Agent {
             node: "nodes/n".into(),
             incarnation: Uuid::now_v7().to_string(),
             data_plane_address: "127.0.0.1:1".into(),
-            capacity: Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 8 << 30, pids: 0 }),
+            capacity: Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 8 << 30, pids: 0, gpus: 0 }),
             observation: Some(Observation { full: true, template_digests: vec![digest()], ..Observation::default() }),
             ..Hello::default()
         };
@@ -194,7 +194,11 @@ async fn a_life_over_the_wire() {
 
     let mut watch = region
         .sandboxes()
-        .watch_sandboxes(WatchSandboxesRequest { parent: TENANT.into(), watch_token: String::new() })
+        .watch_sandboxes(WatchSandboxesRequest {
+            parent: TENANT.into(),
+            watch_token: String::new(),
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -277,9 +281,15 @@ async fn every_refusal_has_its_reason() {
     let old = CreateSandboxRequest { request_id: "01700000-0000-7000-8000-000000000000".into(), ..create_request() };
     refused(api.create_sandbox(old).await, FailedPrecondition, ErrorReason::RequestIdExpired);
 
-    let list = ListSandboxesRequest { parent: TENANT.into(), page_size: 0, page_token: "rubbish".into() };
+    let list = ListSandboxesRequest {
+        parent: TENANT.into(),
+        page_size: 0,
+        page_token: "rubbish".into(),
+        ..Default::default()
+    };
     refused(api.list_sandboxes(list).await, InvalidArgument, ErrorReason::InvalidPageToken);
-    let watch = |token: &str| WatchSandboxesRequest { parent: TENANT.into(), watch_token: token.into() };
+    let watch =
+        |token: &str| WatchSandboxesRequest { parent: TENANT.into(), watch_token: token.into(), ..Default::default() };
     refused(api.watch_sandboxes(watch("rubbish")).await, InvalidArgument, ErrorReason::InvalidField);
     let foreign = "A".repeat(38);
     refused(api.watch_sandboxes(watch(&foreign)).await, OutOfRange, ErrorReason::Compacted);
@@ -308,7 +318,7 @@ async fn pages_show_each_sandbox_once_in_order() {
     for page_size in [1, 7, 23, 100] {
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
-            let request = ListSandboxesRequest { parent: TENANT.into(), page_size, page_token };
+            let request = ListSandboxesRequest { parent: TENANT.into(), page_size, page_token, ..Default::default() };
             let page = region.sandboxes().list_sandboxes(request).await.unwrap().into_inner();
             assert!(page.sandboxes.len() <= page_size as usize);
             seen.extend(page.sandboxes.into_iter().map(|sandbox| sandbox.name));

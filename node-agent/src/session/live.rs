@@ -96,6 +96,7 @@ impl Session {
             drivers: facts.drivers.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             observation: Some(observation),
+            fence: false,
         }
     }
 

@@ -27,6 +27,50 @@ impl ClusterApi {
 
 #[tonic::async_trait]
 impl ClusterService for ClusterApi {
+    type BackupStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::BackupResponse, Status>> + Send>>;
+    async fn join_replica(
+        &self,
+        _: Request<v1::JoinReplicaRequest>,
+    ) -> Result<Response<v1::JoinReplicaResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn remove_replica(
+        &self,
+        _: Request<v1::RemoveReplicaRequest>,
+    ) -> Result<Response<v1::RemoveReplicaResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn transfer_leadership(
+        &self,
+        _: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn set_pause(&self, _: Request<v1::SetPauseRequest>) -> Result<Response<v1::SetPauseResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn release_brake(
+        &self,
+        _: Request<v1::ReleaseBrakeRequest>,
+    ) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn set_level(&self, _: Request<v1::SetLevelRequest>) -> Result<Response<v1::SetLevelResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn check_state(&self, _: Request<v1::CheckStateRequest>) -> Result<Response<v1::CheckStateResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn get_debug_info(
+        &self,
+        _: Request<v1::GetDebugInfoRequest>,
+    ) -> Result<Response<v1::GetDebugInfoResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+
     async fn get_cluster_status(
         &self,
         _request: Request<GetClusterStatusRequest>,
@@ -47,6 +91,7 @@ impl ClusterService for ClusterApi {
             capacity: Some(convert::resources(capacity, 0)),
             assigned: Some(convert::resources(assigned, 0)),
             log_time: Some(convert::timestamp(state.log_time)),
+            ..Default::default()
         }))
     }
 
@@ -64,6 +109,7 @@ impl ClusterService for ClusterApi {
             applied_index: own.applied_index,
             checkpoint_index: own.checkpoint_index,
             ledger_id: ledger_id(&self.controller.replica().state()),
+            ..Default::default()
         }))
     }
 }

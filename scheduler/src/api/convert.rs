@@ -27,6 +27,7 @@ pub fn resources(from: Resources, pids: u64) -> v1::Resources {
         memory_bytes: int(from.memory.0),
         disk_bytes: int(from.disk.0),
         pids: int(pids),
+        gpus: int(from.gpus.0),
     }
 }
 
@@ -108,7 +109,7 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
 }
 
 pub fn node(from: &Node) -> v1::Node {
-    let state = if from.reachable { NodeState::Ready } else { NodeState::Unreachable };
+    let state = if from.reachable { NodeState::Ready } else { NodeState::Suspect };
     v1::Node {
         name: from.id.name(),
         state: state.into(),
@@ -124,6 +125,7 @@ pub fn node(from: &Node) -> v1::Node {
         orphans: from.orphans.iter().map(|(name, _)| name.to_string()).collect(),
         template_digests: from.templates.iter().map(ToString::to_string).collect(),
         revision: from.revision,
+        ..Default::default()
     }
 }
 

@@ -25,6 +25,28 @@ impl NodesApi {
 
 #[tonic::async_trait]
 impl NodeService for NodesApi {
+    async fn cordon_node(&self, _: Request<warren_proto::v1::CordonNodeRequest>) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn uncordon_node(&self, _: Request<warren_proto::v1::UncordonNodeRequest>) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn set_node_labels(
+        &self,
+        _: Request<warren_proto::v1::SetNodeLabelsRequest>,
+    ) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn forget_node(
+        &self,
+        _: Request<warren_proto::v1::ForgetNodeRequest>,
+    ) -> Result<Response<warren_proto::v1::ForgetNodeResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn stop_orphan(&self, _: Request<warren_proto::v1::StopOrphanRequest>) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
         let id = NodeId::from_name(&request.into_inner().name).map_err(validate::id_error("name"))?;
         let state = self.controller.replica().read().await.map_err(|error| status::propose(&error))?;

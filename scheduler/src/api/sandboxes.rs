@@ -49,6 +49,24 @@ impl SandboxesApi {
 #[tonic::async_trait]
 impl SandboxService for SandboxesApi {
     type WatchSandboxesStream = WatchStream;
+    async fn batch_create_sandboxes(
+        &self,
+        _: Request<warren_proto::v1::BatchCreateSandboxesRequest>,
+    ) -> Result<Response<warren_proto::v1::BatchCreateSandboxesResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn wait_sandbox(
+        &self,
+        _: Request<warren_proto::v1::WaitSandboxRequest>,
+    ) -> Result<Response<warren_proto::v1::WaitSandboxResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn update_sandbox(
+        &self,
+        _: Request<warren_proto::v1::UpdateSandboxRequest>,
+    ) -> Result<Response<Sandbox>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
 
     async fn create_sandbox(&self, request: Request<CreateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
         let caller = caller::of(&request);

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 use uuid::{Uuid, Version};
 use warren_proto::ids::{Digest, IdError, SandboxId, SandboxName, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1;
 
 use super::status::invalid_field;
@@ -40,6 +40,7 @@ const MAX_CPU_MILLI: u64 = 10_000_000;
 const MAX_MEMORY: u64 = 1 << 50;
 const MAX_DISK: u64 = 1 << 50;
 const MAX_PIDS: u64 = 32_768;
+const MAX_GPUS: u64 = 1024;
 
 /// Largest template: an honest root file system is far below, and every node keeps it twice.
 const MAX_TEMPLATE_BYTES: i64 = 64 << 30;
@@ -197,8 +198,9 @@ fn resources(wire: &v1::Resources) -> Result<(Resources, u64), Status> {
     let cpu = amount("sandbox.resources.cpu_milli", wire.cpu_milli, DEFAULT_CPU_MILLI, MIN_CPU_MILLI, MAX_CPU_MILLI)?;
     let memory = amount("sandbox.resources.memory_bytes", wire.memory_bytes, DEFAULT_MEMORY, MIN_MEMORY, MAX_MEMORY)?;
     let disk = amount("sandbox.resources.disk_bytes", wire.disk_bytes, DEFAULT_DISK, MIN_DISK, MAX_DISK)?;
+    let gpus = amount("sandbox.resources.gpus", wire.gpus, 0, 1, MAX_GPUS)?;
     let pids = amount("sandbox.resources.pids", wire.pids, DEFAULT_PIDS, MIN_PIDS, MAX_PIDS)?;
-    Ok((Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(disk) }, pids))
+    Ok((Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(disk), gpus: Gpus(gpus) }, pids))
 }
 
 fn amount(field: &str, value: i64, default: u64, least: u64, most: u64) -> Result<u64, Status> {

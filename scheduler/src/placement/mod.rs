@@ -60,11 +60,14 @@ impl Unplaceable {
             .map_or(PendingCode::NoNodes, |(misfit, _)| misfit.code());
         let tally: Vec<String> = self.misfits.iter().map(|(misfit, count)| format!("{count} {misfit}")).collect();
         let total: u64 = self.misfits.values().sum();
-        let Resources { cpu, memory, disk } = self.request;
+        let Resources { cpu, memory, disk, gpus } = self.request;
         let message = match total {
             0 => "no node is registered".to_owned(),
             _ => {
-                format!("needs {cpu} vCPU, {memory} memory, {disk} disk; of {total} nodes: {}", tally.join(", "))
+                format!(
+                    "needs {cpu} vCPU, {memory} memory, {disk} disk, {gpus} GPUs; of {total} nodes: {}",
+                    tally.join(", ")
+                )
             }
         };
         PendingReason { code, message }
@@ -82,7 +85,7 @@ mod tests {
     use crate::state::node::testing::node;
 
     fn resources(cpu: u64, memory: u64) -> Resources {
-        Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0) }
+        Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0), ..Resources::default() }
     }
 
     fn request(cpu: u64, memory: u64) -> Request {

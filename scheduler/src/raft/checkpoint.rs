@@ -292,7 +292,7 @@ impl Builder {
                 let (scope, id, answer) = answer_from(answer)?;
                 state.requests.insert(scope, id, answer);
             }
-            Record::End(_) => {}
+            Record::End(_) | Record::Region(_) | Record::Event(_) => {}
         }
         Ok(())
     }

@@ -52,6 +52,16 @@ fn vote_response(from: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
 
 #[tonic::async_trait]
 impl RaftService for RaftApi {
+    async fn announce(&self, _: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn read_clock(&self, _: Request<pb::ReadClockRequest>) -> Result<Response<pb::ReadClockResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+    async fn identify(&self, _: Request<pb::IdentifyRequest>) -> Result<Response<pb::IdentifyResponse>, Status> {
+        Err(Status::unimplemented("soon"))
+    }
+
     async fn append_entries(
         &self,
         request: Request<pb::AppendEntriesRequest>,

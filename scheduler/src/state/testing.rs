@@ -11,7 +11,7 @@ use super::node::testing::report;
 use super::sandbox::SandboxSpec;
 
 pub(crate) fn resources(cpu: u64, memory: u64) -> Resources {
-    Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0) }
+    Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0), ..Resources::default() }
 }
 
 pub(crate) fn node(id: &str) -> NodeId {

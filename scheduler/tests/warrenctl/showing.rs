@@ -12,7 +12,7 @@ fn sandbox(id: &str, state: SandboxState) -> Sandbox {
     Sandbox {
         name: format!("tenants/default/sandboxes/{id}"),
         template: "templates/python".into(),
-        resources: Some(Resources { cpu_milli: 250, memory_bytes: 256 << 20, disk_bytes: 1 << 30, pids: 256 }),
+        resources: Some(Resources { cpu_milli: 250, memory_bytes: 256 << 20, disk_bytes: 1 << 30, pids: 256, gpus: 0 }),
         state: state.into(),
         create_time: Some(two_days_ago()),
         ..Default::default()
@@ -161,8 +161,8 @@ fn collapse(text: &str) -> Vec<String> {
 }
 
 fn node(id: &str, state: NodeState) -> Node {
-    let half = Resources { cpu_milli: 1500, memory_bytes: 3 << 29, disk_bytes: 5 << 30, pids: 0 };
-    let all = Resources { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 20 << 30, pids: 0 };
+    let half = Resources { cpu_milli: 1500, memory_bytes: 3 << 29, disk_bytes: 5 << 30, pids: 0, gpus: 0 };
+    let all = Resources { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 20 << 30, pids: 0, gpus: 0 };
     Node {
         name: format!("nodes/{id}"),
         state: state.into(),
@@ -234,9 +234,10 @@ fn region() -> GetClusterStatusResponse {
             StateCount { state: "RUNNING".into(), count: 97 },
             StateCount { state: "STOPPED".into(), count: 3 },
         ],
-        capacity: Some(Resources { cpu_milli: 12_000, memory_bytes: 24 << 30, disk_bytes: 60 << 30, pids: 0 }),
-        assigned: Some(Resources { cpu_milli: 9700, memory_bytes: 6 << 30, disk_bytes: 0, pids: 0 }),
+        capacity: Some(Resources { cpu_milli: 12_000, memory_bytes: 24 << 30, disk_bytes: 60 << 30, pids: 0, gpus: 0 }),
+        assigned: Some(Resources { cpu_milli: 9700, memory_bytes: 6 << 30, disk_bytes: 0, pids: 0, gpus: 0 }),
         log_time: None,
+        ..Default::default()
     }
 }
 

@@ -213,7 +213,12 @@ mod tests {
     fn spec() -> InstanceSpec {
         InstanceSpec {
             key: InstanceKey { sandbox: SandboxName::parse("tenants/a/sandboxes/b").expect("valid"), epoch: Epoch(1) },
-            resources: Resources { cpu: MilliCpu(250), memory: Bytes(64 << 20), disk: Bytes(0) },
+            resources: Resources {
+                cpu: MilliCpu(250),
+                memory: Bytes(64 << 20),
+                disk: Bytes(0),
+                ..Resources::default()
+            },
             pids: 32,
             base: PathBuf::from("/base"),
             command: Vec::new(),
@@ -249,7 +254,8 @@ mod tests {
     #[test]
     fn zero_and_absurd_resources_are_limits_still() {
         let mut spec = spec();
-        spec.resources = Resources { cpu: MilliCpu(0), memory: Bytes(u64::MAX), disk: Bytes(0) };
+        spec.resources =
+            Resources { cpu: MilliCpu(0), memory: Bytes(u64::MAX), disk: Bytes(0), ..Resources::default() };
         spec.pids = 0;
         let resources = resources(&spec);
         assert_eq!(resources["cpu"]["quota"], 1_000);

@@ -101,12 +101,14 @@ impl Writer<'_> {
                 memory_bytes: saturated(spec.resources.memory.0),
                 disk_bytes: saturated(spec.resources.disk.0),
                 pids: saturated(spec.pids),
+                gpus: saturated(spec.resources.gpus.0),
             }),
             template: Some(self.template(template)),
             command: if spec.command.is_empty() { template.spec.default_command.clone() } else { spec.command.clone() },
             environment: environment(sandbox, template),
             working_directory: first(&spec.working_directory, &template.spec.working_directory),
             driver: String::new(),
+            ..AssignedSandbox::default()
         })
     }
 

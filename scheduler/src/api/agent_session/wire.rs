@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::Status;
 use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1;
 use warren_proto::v1::sandbox_observation::Phase as WirePhase;
 
@@ -53,6 +53,7 @@ pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
             cpu: MilliCpu(amount("hello.capacity.cpu_milli", capacity.cpu_milli)?),
             memory: Bytes(amount("hello.capacity.memory_bytes", capacity.memory_bytes)?),
             disk: Bytes(amount("hello.capacity.disk_bytes", capacity.disk_bytes)?),
+            gpus: Gpus(amount("hello.capacity.gpus", capacity.gpus)?),
         },
         labels: wire.labels.into_iter().map(|label| (label.key, label.value)).collect::<BTreeMap<_, _>>(),
         drivers: wire.drivers,

@@ -68,6 +68,7 @@ impl From<&Body> for WireBody {
                 replica_id: replica.0,
                 api_address: api_address.clone(),
                 token_key: token_key.to_vec(),
+                ..Default::default()
             }),
             Body::RegisterNode { node, report } => {
                 Self::RegisterNode(pb::StoredRegisterNode { node: node.to_string(), report: Some(report.into()) })
@@ -173,6 +174,18 @@ impl TryFrom<WireBody> for Body {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
                 request: part::request(body.request)?,
             },
+            WireBody::SetLevel(_)
+            | WireBody::SetNodeCondition(_)
+            | WireBody::SetNodePolicy(_)
+            | WireBody::ForgetNode(_)
+            | WireBody::StopOrphan(_)
+            | WireBody::RequeueSandbox(_)
+            | WireBody::UpdateSandbox(_)
+            | WireBody::CreateBatch(_)
+            | WireBody::SetQuota(_)
+            | WireBody::SetPause(_)
+            | WireBody::ReleaseBrake(_)
+            | WireBody::EndDue(_) => return Err(CodecError::Missing { field: "command.body" }),
             WireBody::ForgetEnded(body) => Self::ForgetEnded {
                 sandboxes: body
                     .sandboxes

@@ -23,6 +23,7 @@ pub fn replica_to(id: ReplicaId, record: &ReplicaRecord) -> pb::StoredReplica {
         replica_id: id.0,
         api_address: record.api_address.clone(),
         token_key: record.token_key.to_vec(),
+        ..Default::default()
     }
 }
 
@@ -48,6 +49,7 @@ impl From<&Node> for pb::StoredNode {
             template_digests: digests(&from.templates),
             orphans: from.orphans.iter().map(orphan).collect(),
             revision: from.revision,
+            ..Default::default()
         }
     }
 }
@@ -102,7 +104,12 @@ impl TryFrom<pb::StoredTemplate> for Template {
 }
 
 pub fn tenant_to(id: &warren_proto::ids::TenantId, tenant: &Tenant) -> pb::StoredTenant {
-    pb::StoredTenant { tenant: id.to_string(), created_ms: tenant.created.0, sandboxes: tenant.sandboxes }
+    pb::StoredTenant {
+        tenant: id.to_string(),
+        created_ms: tenant.created.0,
+        sandboxes: tenant.sandboxes,
+        ..Default::default()
+    }
 }
 
 pub fn tenant_from(from: &pb::StoredTenant) -> Result<(warren_proto::ids::TenantId, Tenant), CodecError> {
@@ -117,9 +124,11 @@ impl From<&Life> for WireLife {
             since_ms: since.0,
         };
         match from {
-            Life::Pending { reason, since } => {
-                Self::Pending(pb::StoredPending { reason: Some(reason.into()), since_ms: since.0 })
-            }
+            Life::Pending { reason, since } => Self::Pending(pb::StoredPending {
+                reason: Some(reason.into()),
+                since_ms: since.0,
+                ..Default::default()
+            }),
             Life::Starting { node, since } => Self::Starting(placement(node, since)),
             Life::Running { node, since } => Self::Running(placement(node, since)),
             Life::Stopping { node, since } => Self::Stopping(placement(node, since)),
@@ -130,9 +139,12 @@ impl From<&Life> for WireLife {
                 started_ms: ending.started.map(|time| time.0),
                 output_tail: ending.output_tail.clone(),
             }),
-            Life::Failed { code, message, at } => {
-                Self::Failed(pb::StoredFailed { code: code.clone(), message: message.clone(), at_ms: at.0 })
-            }
+            Life::Failed { code, message, at } => Self::Failed(pb::StoredFailed {
+                code: code.clone(),
+                message: message.clone(),
+                at_ms: at.0,
+                ..Default::default()
+            }),
         }
     }
 }
@@ -186,6 +198,7 @@ impl From<&Sandbox> for pb::StoredSandbox {
             avoid: text(from.avoid.as_ref()),
             created_ms: from.created.0,
             revision: from.revision,
+            ..Default::default()
         }
     }
 }
@@ -222,6 +235,7 @@ pub fn answer_to(scope: &Scope, id: u128, answer: &Answer) -> pb::StoredAnswer {
 
 pub fn answer_from(from: pb::StoredAnswer) -> Result<(Scope, u128, Answer), CodecError> {
     let reply = match require(from.reply, "answer.reply")? {
+        WireReply::Names(_) => return Err(CodecError::Missing { field: "answer.reply" }),
         WireReply::Done(_) => Reply::Done,
         WireReply::Sandbox(sandbox) => Reply::Sandbox(Arc::new(sandbox.try_into()?)),
         WireReply::Template(template) => Reply::Template(Arc::new(template.try_into()?)),

@@ -43,6 +43,7 @@ pub fn membership_to(log_id: Option<&LogId>, from: &Membership) -> pb::StoredMem
                 replica_id: *id,
                 peer_address: member.peer_address.clone(),
                 api_address: member.api_address.clone(),
+                ..Default::default()
             })
             .collect(),
         log_id: log_id.map(log_id_to),

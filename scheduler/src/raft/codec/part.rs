@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_pending_reason::Code;
 
@@ -74,12 +74,22 @@ pub(super) fn digest_set(list: &[Vec<u8>]) -> Result<BTreeSet<Digest>, CodecErro
 }
 
 pub(super) fn resources_to(from: Resources) -> pb::StoredResources {
-    pb::StoredResources { cpu_milli: from.cpu.0, memory_bytes: from.memory.0, disk_bytes: from.disk.0 }
+    pb::StoredResources {
+        cpu_milli: from.cpu.0,
+        memory_bytes: from.memory.0,
+        disk_bytes: from.disk.0,
+        gpus: from.gpus.0,
+    }
 }
 
 pub(super) fn resources(from: Option<pb::StoredResources>) -> Result<Resources, CodecError> {
     let from = require(from, "resources")?;
-    Ok(Resources { cpu: MilliCpu(from.cpu_milli), memory: Bytes(from.memory_bytes), disk: Bytes(from.disk_bytes) })
+    Ok(Resources {
+        cpu: MilliCpu(from.cpu_milli),
+        memory: Bytes(from.memory_bytes),
+        disk: Bytes(from.disk_bytes),
+        gpus: Gpus(from.gpus),
+    })
 }
 
 impl From<&NodeReport> for pb::StoredNodeReport {
@@ -92,6 +102,7 @@ impl From<&NodeReport> for pb::StoredNodeReport {
             labels: pairs(&from.labels),
             drivers: from.drivers.clone(),
             agent_version: from.agent_version.clone(),
+            ..Default::default()
         }
     }
 }
@@ -146,6 +157,7 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
             labels: pairs(&from.labels),
             resources: Some(resources_to(from.resources)),
             pids: from.pids,
+            ..Default::default()
         }
     }
 }
@@ -191,7 +203,9 @@ impl TryFrom<pb::StoredPendingReason> for PendingReason {
             Code::TooLarge => PendingCode::TooLarge,
             Code::Conflict => PendingCode::Conflict,
             Code::StartFailed => PendingCode::StartFailed,
-            Code::Unspecified => return Err(CodecError::Missing { field: "reason.code" }),
+            Code::ShortOfGpus | Code::Paused | Code::Restarting | Code::NodeDown | Code::Unspecified => {
+                return Err(CodecError::Missing { field: "reason.code" });
+            }
         };
         Ok(Self { code, message: from.message })
     }

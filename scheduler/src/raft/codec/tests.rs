@@ -55,7 +55,7 @@ fn pairs() -> BTreeMap<String, String> {
 }
 
 fn resources() -> Resources {
-    Resources { cpu: MilliCpu(250), memory: Bytes(1 << 30), disk: Bytes(3) }
+    Resources { cpu: MilliCpu(250), memory: Bytes(1 << 30), disk: Bytes(3), ..Resources::default() }
 }
 
 fn report() -> NodeReport {
@@ -418,7 +418,12 @@ fn any_map() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 fn any_resources() -> impl Strategy<Value = Resources> {
-    any::<(u64, u64, u64)>().prop_map(|(c, m, d)| Resources { cpu: MilliCpu(c), memory: Bytes(m), disk: Bytes(d) })
+    any::<(u64, u64, u64)>().prop_map(|(c, m, d)| Resources {
+        cpu: MilliCpu(c),
+        memory: Bytes(m),
+        disk: Bytes(d),
+        ..Resources::default()
+    })
 }
 
 fn any_request() -> impl Strategy<Value = Option<RequestKey>> {

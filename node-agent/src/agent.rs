@@ -20,7 +20,9 @@ use crate::clock;
 use crate::config::Config;
 use crate::data_plane::{self, Authority};
 use crate::drivers::Drivers;
+use crate::fence::Fence;
 use crate::http;
+use crate::incarnation;
 use crate::journal::Journal;
 use crate::ledger::LedgerFile;
 use crate::metrics;
@@ -78,7 +80,8 @@ impl Agent {
         let store = TemplateStore::open(&data_dir.path, changes.clone())?;
         let fetcher = Fetcher { store: store.clone(), tls: tls.clone(), own_address: advertised.clone() };
         let journal = Journal::open(&data_dir.path)?;
-        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, journal, changes).await?;
+        let fence = raise_fence(&config, &data_dir, &drivers).await?;
+        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, journal, changes, fence.clone()).await?;
         let ledger_file = LedgerFile::new(&data_dir.path);
         let membership = Membership::new(ledger_file.read()?);
 
@@ -86,7 +89,7 @@ impl Agent {
         let authority = Authority::new(config.node_id.clone(), membership.clone());
         let routes = data_plane::routes(supervisor.clone(), store, authority, stop.clone()).await?;
         let pages = http::router(supervisor.clone(), membership.clone(), metrics);
-        let facts = facts(&config, advertised, &drivers)?;
+        let facts = facts(&config, &data_dir, advertised, &drivers, fence.clone())?;
         let session =
             Session::new(facts, supervisor.clone(), membership.clone(), ledger_file, tls, config.schedulers.clone());
 
@@ -94,6 +97,13 @@ impl Agent {
         for (listener, routes) in [(listener, routes), (http_listener, Routes::from(pages))] {
             let (tls, stop) = (config.tls.clone(), stop.clone());
             tasks.spawn(async move { Ok(data_plane::serve(listener, routes, &tls, stop).await?) });
+        }
+        if let Some(fence) = fence {
+            let until = stop.clone();
+            tasks.spawn(async move {
+                fence.keep(until).await;
+                Ok(())
+            });
         }
         let until = stop.clone();
         tasks.spawn(async move {
@@ -137,7 +147,24 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: listen on {address}"))
 }
 
-fn facts(config: &Config, advertised: String, drivers: &Drivers) -> anyhow::Result<NodeFacts> {
+/// `None` where a driver has nothing that could be frozen as a whole.
+async fn raise_fence(config: &Config, data_dir: &DataDir, drivers: &Drivers) -> anyhow::Result<Option<Fence>> {
+    let Some(switches) = drivers.switches() else {
+        tracing::warn!(?drivers, "no fence: a driver cannot freeze its sandboxes as a whole");
+        return Ok(None);
+    };
+    let fence = Fence::open(&data_dir.path, switches, config.fence.clone()).context("prepare the fence")?;
+    fence.raise().await;
+    Ok(Some(fence))
+}
+
+fn facts(
+    config: &Config,
+    data_dir: &DataDir,
+    advertised: String,
+    drivers: &Drivers,
+    fence: Option<Fence>,
+) -> anyhow::Result<NodeFacts> {
     let host = capacity::after_reserve(capacity::of_host(&config.data_dir).context("read the host's capacity")?);
     let capacity = Resources {
         cpu: config.cpu.unwrap_or(host.cpu),
@@ -147,12 +174,13 @@ fn facts(config: &Config, advertised: String, drivers: &Drivers) -> anyhow::Resu
     };
     Ok(NodeFacts {
         name: config.node_id.name(),
-        incarnation: clock::new_incarnation(),
+        incarnation: incarnation::next(&data_dir.path, clock::unix_now_ms()).context("name this process")?,
         data_plane_address: advertised,
         data_plane_tls: config.serves_tls(),
         capacity: wire_resources(capacity),
         labels: config.labels.clone(),
         drivers: drivers.names(),
+        fence,
     })
 }
 

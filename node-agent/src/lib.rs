@@ -13,6 +13,7 @@ pub mod reconcile;
 pub mod supervisor;
 pub mod templates;
 
+pub mod fence;
 pub mod session;
 
 pub mod data_plane;
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod config;
 pub mod drivers;
 pub mod http;
+pub mod incarnation;
 pub mod ledger;
 pub mod metrics;
 pub mod storage;

@@ -66,6 +66,10 @@ pub struct Layer {
     #[arg(long, env = "WARREN_RUNTIME", global = true)]
     #[serde(deserialize_with = "text")]
     pub runtime: Option<String>,
+    /// Program that freezes sandboxes when the lease lapses, or `none` [default: warren-fence beside this program]
+    #[arg(long, env = "WARREN_FENCE", global = true, value_name = "FILE")]
+    #[serde(deserialize_with = "text")]
+    pub fence: Option<String>,
     /// Thousandths of a vCPU for sandboxes [default: the host's less a reserve]
     #[arg(long, env = "WARREN_CPU_MILLI", global = true, value_name = "N")]
     #[serde(deserialize_with = "text")]
@@ -134,6 +138,7 @@ impl Layer {
             http_listen: self.http_listen.or(other.http_listen),
             drivers: self.drivers.or(other.drivers),
             runtime: self.runtime.or(other.runtime),
+            fence: self.fence.or(other.fence),
             cpu_milli: self.cpu_milli.or(other.cpu_milli),
             memory: self.memory.or(other.memory),
             disk: self.disk.or(other.disk),

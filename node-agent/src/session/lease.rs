@@ -1,5 +1,4 @@
-//! Says when the lease lapses, also while no session is there to notice. In this version a lapse does nothing to sandboxes:
-//! they are `on_isolation: keep`.
+//! Says when the lease lapses, also while no session is there to notice. What becomes of sandboxes is the fence's doing.
 
 use metrics::counter;
 use tokio::time::sleep;
@@ -18,7 +17,9 @@ pub async fn watch(membership: Membership, stop: CancellationToken) {
         if left.is_some_and(|left| left.is_zero()) {
             lapsed = until;
             counter!(LEASE_LAPSES).increment(1);
-            tracing::warn!("the lease lapsed: no leader renewed it in time; sandboxes run on");
+            tracing::warn!(
+                "the lease lapsed: no leader renewed it in time; sandboxes run on, except those that freeze at isolation"
+            );
             continue;
         }
         let expiry = async {

@@ -31,6 +31,8 @@ pub use candidates::Candidates;
 pub use membership::Membership;
 pub use wire::count_by_phase;
 
+use crate::clock::BootInstant;
+use crate::fence::Fence;
 use crate::ledger::LedgerFile;
 use crate::metrics::{SESSION_ATTEMPTS, SESSION_FOREIGN_LEDGER, SESSION_UP};
 use crate::supervisor::Supervisor;
@@ -39,6 +41,8 @@ use crate::supervisor::Supervisor;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// 10,000 agents that try every 5 s, jittered, cost a recovering leader 2,000 small calls a second.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// 10,000 agents that lost their leader come back within this, 5,000 a second.
+const MAX_SPREAD: Duration = Duration::from_secs(2);
 /// Between attempts that only an operator can make succeed.
 const SLOW_PAUSE: Duration = Duration::from_secs(30);
 
@@ -53,6 +57,8 @@ pub struct NodeFacts {
     pub capacity: v1::Resources,
     pub labels: BTreeMap<String, String>,
     pub drivers: Vec<String>,
+    /// `None`: the drivers have nothing to fence.
+    pub fence: Option<Fence>,
 }
 
 /// Keeps a session with whoever leads.
@@ -73,6 +79,8 @@ pub struct Session {
 enum End {
     /// Another replica leads.
     Redirect(String),
+    /// The session was live, and its leader does not lead any more; the new one, if it was named.
+    Deposed(Option<String>),
     /// The schedulers serve this ledger, and the node belongs to another.
     ForeignLedger(String),
     /// A newer agent of the same node has the session.
@@ -107,12 +115,17 @@ impl Session {
             let end = self.attempt(&address, &stop).await;
             counter!(SESSION_ATTEMPTS, "result" => end.label()).increment(1);
             gauge!(SESSION_FOREIGN_LEDGER).set(f64::from(u8::from(matches!(end, End::ForeignLedger(_)))));
-            if matches!(end, End::Broken(_)) {
+            if matches!(end, End::Broken(_) | End::Deposed(_)) {
                 rounds = 0;
             }
             let pause = match &end {
                 End::Stopped => break,
                 End::Redirect(leader) if self.candidates.redirect(leader) => Duration::ZERO,
+                // All nodes lost this leader at once.
+                End::Deposed(leader) => {
+                    leader.as_ref().map(|leader| self.candidates.redirect(leader));
+                    spread(self.membership.lease_remaining(BootInstant::now()))
+                }
                 End::ForeignLedger(_) | End::Superseded => SLOW_PAUSE,
                 // Another replica may do: one pause a round. After a break all nodes come at once: a pause first.
                 End::Refused(_) if !self.candidates.round_is_over() => Duration::ZERO,
@@ -157,6 +170,7 @@ impl Session {
     fn say(&self, address: &str, end: &End, pause: Duration, said_foreign: &mut bool) {
         match end {
             End::Redirect(leader) => tracing::debug!(address, leader, "another replica leads"),
+            End::Deposed(leader) => tracing::info!(address, ?leader, ?pause, "the leader leads no more"),
             End::ForeignLedger(theirs) if !*said_foreign => {
                 *said_foreign = true;
                 let ours = self.membership.ledger_id();
@@ -182,6 +196,7 @@ impl End {
     fn label(&self) -> &'static str {
         match self {
             Self::Redirect(_) => "redirected",
+            Self::Deposed(_) => "deposed",
             Self::ForeignLedger(_) => "foreign_ledger",
             Self::Superseded => "superseded",
             Self::Refused(_) => "refused",
@@ -193,6 +208,7 @@ impl End {
     /// What a refusal means.
     fn of(status: &Status, live: bool) -> Self {
         match error::reason_of(status) {
+            Some(ErrorReason::NotLeader) if live => Self::Deposed(error::metadata_of(status, "leader")),
             Some(ErrorReason::NotLeader) => match error::metadata_of(status, "leader") {
                 Some(leader) => Self::Redirect(leader),
                 None => Self::Refused(status.message().to_owned()),
@@ -205,6 +221,13 @@ impl End {
             _ => Self::Refused(status.to_string()),
         }
     }
+}
+
+/// After a failover, when all nodes look for the new leader at once: any time within half of what is left of the lease, so
+/// that there is time for a second try; not long, since nothing new is started meanwhile.
+fn spread(lease_left: Option<Duration>) -> Duration {
+    let bound = (lease_left.unwrap_or_default() / 2).clamp(FIRST_PAUSE, MAX_SPREAD);
+    bound.mul_f64(rand::rng().random_range(0.0..=1.0))
 }
 
 /// Between a quarter of the bound and the bound, so that nodes that lost one leader do not come back as one.
@@ -225,5 +248,18 @@ mod tests {
         }
         assert!(jittered_pause(1) <= FIRST_PAUSE);
         assert!(jittered_pause(50) >= LAST_PAUSE / 4);
+    }
+
+    #[test]
+    fn after_a_failover_nodes_spread_and_leave_time_for_a_second_try() {
+        for lease_ms in [300, 2_000, 10_000, 60_000] {
+            let left = Duration::from_millis(lease_ms);
+            let pauses: Vec<Duration> = (0..200).map(|_| spread(Some(left))).collect();
+            assert!(pauses.iter().all(|pause| *pause <= left / 2 && *pause <= MAX_SPREAD));
+            let bound = MAX_SPREAD.min(left / 2);
+            let early = pauses.iter().filter(|pause| **pause < bound / 2).count();
+            assert!((40..160).contains(&early), "{lease_ms}: {early} of 200 in the first half");
+        }
+        assert!(spread(None) <= FIRST_PAUSE);
     }
 }

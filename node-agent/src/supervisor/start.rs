@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Supervisor;
 use super::work::{Done, timed};
-use crate::assignment::StartSpec;
+use crate::assignment::{OnIsolation, StartSpec};
 use crate::clock::BootInstant;
 use crate::driver::{Driver, InstanceKey, InstanceSpec};
 use crate::metrics::START_SECONDS;
@@ -37,12 +37,12 @@ impl Supervisor {
             Err(reason) => Err(reason),
         };
         match result {
-            Ok(driver) => {
+            Ok((driver, fenced)) => {
                 histogram!(START_SECONDS).record(BootInstant::now().since(begun).as_secs_f64());
                 tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, driver, "started");
                 let record = Record { epoch: key.epoch, stage: Stage::Started };
                 self.journal_put(&key.sandbox, &record).await;
-                Done::Started { driver: driver.to_owned(), record }
+                Done::Started { driver: driver.to_owned(), record, fenced }
             }
             Err(reason) => {
                 tracing::warn!(sandbox = %key.sandbox, epoch = %key.epoch, code = %reason.code, message = %reason.message, "not started");
@@ -70,10 +70,11 @@ impl Supervisor {
         key: &InstanceKey,
         spec: StartSpec,
         to: &Prepared<'_>,
-    ) -> Result<&'static str, Reason> {
+    ) -> Result<(&'static str, bool), Reason> {
         let intent = Record { epoch: key.epoch, stage: Stage::Starting };
         let written = self.journal_put_surely(&key.sandbox, &intent).await;
         written.map_err(|error| Reason::new("JOURNAL_FAILED", error.to_string()))?;
+        let fenced = spec.on_isolation == OnIsolation::Freeze && to.driver.switch().is_some();
         let spec = InstanceSpec {
             key: key.clone(),
             resources: spec.resources,
@@ -82,9 +83,10 @@ impl Supervisor {
             command: spec.command,
             environment: spec.environment,
             working_directory: spec.working_directory,
+            fenced,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;
         started.map_err(|error| Reason::new("START_FAILED", error.to_string()))?;
-        Ok(to.driver.name())
+        Ok((to.driver.name(), fenced))
     }
 }

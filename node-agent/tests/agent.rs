@@ -9,9 +9,11 @@ use std::sync::atomic::Ordering;
 use support::scheduler::Manner;
 use support::*;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 use warren_node_agent::agent::Agent;
 use warren_node_agent::driver::{Ended, Exit, Presence};
+use warren_proto::error::ErrorBuilder;
+use warren_proto::v1::ErrorReason;
 use warren_proto::v1::sandbox_observation::Phase;
 
 /// A scheduler, a host, and an agent that holds the template, with its session.
@@ -229,6 +231,26 @@ async fn it_follows_the_leader_and_says_everything_again_after_a_break() {
     let mut second = leader.peer().await;
     assert_eq!(second.hello.incarnation, incarnation);
     second.until_phase("a", 1, Phase::Running).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_deposed_names_the_next_and_a_dead_scheduler_is_no_obstacle() {
+    let [first, second] = [Scheduler::start(Manner::default()).await, Scheduler::start(Manner::default()).await];
+    let driver = FakeDriver::default();
+    let directory = tempfile::tempdir().unwrap();
+    // Nobody listens on the first.
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let schedulers = format!("{dead},{}", first.address);
+    let agent = agent("n1", directory.path(), &schedulers, &driver).await;
+    let peer = first.peer().await;
+    let refusal = ErrorBuilder::new(Code::Unavailable, ErrorReason::NotLeader, "another replica leads");
+    peer.fail(refusal.with("leader", &second.address).build()).await;
+    let peer = second.peer().await;
+    wait_ready(&agent).await;
+    // And back, without being told where to: it tries all that it knows.
+    peer.fail(Status::unavailable("gone")).await;
+    let _peer = first.peer().await;
     agent.stop().await;
 }
 

@@ -101,7 +101,7 @@ fn of_template(error: &TemplateError) -> ErrorBuilder {
         TemplateError::NoSpace { .. } => {
             ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
         }
-        TemplateError::Silent(_) => ErrorBuilder::invalid_field("chunk", message),
+        TemplateError::Silent(_) | TemplateError::Slow => ErrorBuilder::invalid_field("chunk", message),
         TemplateError::Io { .. }
         | TemplateError::Unavailable { .. }
         | TemplateError::Channel(_)

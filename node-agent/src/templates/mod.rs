@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use warren_proto::client::ChannelError;
@@ -34,6 +35,12 @@ pub const MAX_TEMPLATE: Bytes = Bytes(64 * Bytes::GIB);
 
 /// Templates that are written at once: more would only share the disk.
 const MAX_INGESTS: usize = 4;
+
+/// An ingest slower than this on the whole is given up: it holds one of [`MAX_INGESTS`] turns, and everybody who waits for
+/// its digest. A line of 2 Mbit/s is faster.
+const MIN_RATE: Bytes = Bytes(128 * Bytes::KIB);
+/// How long it may take to come up to that.
+const RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// Why a template is not here.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +65,8 @@ pub enum TemplateError {
     Peer(Box<tonic::Status>),
     #[error("the sender was silent for {0} s")]
     Silent(u64),
+    #[error("the sender was slower than {} a second", MIN_RATE)]
+    Slow,
 }
 
 impl TemplateError {

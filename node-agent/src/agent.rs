@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
@@ -26,7 +27,7 @@ use crate::incarnation;
 use crate::journal::Journal;
 use crate::ledger::LedgerFile;
 use crate::metrics;
-use crate::session::{Membership, NodeFacts, Session};
+use crate::session::{Connections, Membership, NodeFacts, Parts, Session};
 use crate::storage;
 use crate::supervisor::Supervisor;
 use crate::templates::TemplateStore;
@@ -90,8 +91,15 @@ impl Agent {
         let routes = data_plane::routes(supervisor.clone(), store, authority, stop.clone()).await?;
         let pages = http::router(supervisor.clone(), membership.clone(), metrics);
         let facts = facts(&config, &data_dir, advertised, &drivers, fence.clone())?;
-        let session =
-            Session::new(facts, supervisor.clone(), membership.clone(), ledger_file, tls, config.schedulers.clone());
+        let session = Session::new(Parts {
+            facts,
+            supervisor: supervisor.clone(),
+            membership: membership.clone(),
+            ledger_file,
+            connections: Connections::new(tls),
+            schedulers: config.schedulers.clone(),
+            counters: Arc::default(),
+        });
 
         let mut tasks = JoinSet::new();
         for (listener, routes) in [(listener, routes), (http_listener, Routes::from(pages))] {
@@ -184,7 +192,7 @@ fn facts(
     })
 }
 
-fn wire_resources(resources: Resources) -> v1::Resources {
+pub(crate) fn wire_resources(resources: Resources) -> v1::Resources {
     let wire = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     v1::Resources {
         cpu_milli: wire(resources.cpu.0),

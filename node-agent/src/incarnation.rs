@@ -44,7 +44,16 @@ pub fn next(data_dir: &Path, now_ms: i64) -> Result<Uuid, IncarnationError> {
     let stored = StoredIncarnation { version: VERSION, unix_ms };
     storage::write_atomically(&path, &stored.encode_to_vec())
         .map_err(|source| IncarnationError::Io { path, source })?;
-    Ok(Builder::from_unix_timestamp_millis(unix_ms, &rand::random()).into_uuid())
+    Ok(at(unix_ms))
+}
+
+/// An incarnation that nobody remembers, for an agent without a data directory.
+pub fn unremembered(now_ms: i64) -> Uuid {
+    at(u64::try_from(now_ms).unwrap_or(0))
+}
+
+fn at(unix_ms: u64) -> Uuid {
+    Builder::from_unix_timestamp_millis(unix_ms, &rand::random()).into_uuid()
 }
 
 fn read(path: &Path) -> Result<Option<u64>, IncarnationError> {

@@ -70,7 +70,8 @@ pub struct Entry {
 /// The directory `<data_dir>/journal`. Calls block: they sync.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    directory: PathBuf,
+    /// `None`: nothing is kept, for agents whose sandboxes end with their process.
+    directory: Option<PathBuf>,
 }
 
 impl Journal {
@@ -78,14 +79,25 @@ impl Journal {
         let directory = data_dir.join("journal");
         storage::create_private_directory(&directory)
             .map_err(|source| JournalError::Io { path: directory.clone(), source })?;
-        Ok(Self { directory })
+        Ok(Self { directory: Some(directory) })
+    }
+
+    /// Keeps nothing: for simulated sandboxes, which end with their agent.
+    pub fn of_nothing() -> Self {
+        Self { directory: None }
+    }
+
+    /// Whether calls may block.
+    pub fn is_on_disk(&self) -> bool {
+        self.directory.is_some()
     }
 
     /// Every record. One that cannot be read is an error: to go on without it could start a sandbox twice.
     pub fn load(&self) -> Result<BTreeMap<SandboxName, Entry>, JournalError> {
-        let io = |source| JournalError::Io { path: self.directory.clone(), source };
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(&self.directory).map_err(io)? {
+        let Some(directory) = &self.directory else { return Ok(records) };
+        let io = |source| JournalError::Io { path: directory.clone(), source };
+        for entry in fs::read_dir(directory).map_err(io)? {
             let path = entry.map_err(io)?.path();
             if path.to_string_lossy().ends_with(SUFFIX) {
                 let bytes = fs::read(&path).map_err(|source| JournalError::Io { path: path.clone(), source })?;
@@ -97,18 +109,18 @@ impl Journal {
     }
 
     pub fn put(&self, sandbox: &SandboxName, entry: &Entry) -> Result<(), JournalError> {
-        let path = self.path_of(sandbox);
+        let Some(path) = self.path_of(sandbox) else { return Ok(()) };
         storage::write_atomically(&path, &encode(sandbox, entry)).map_err(|source| JournalError::Io { path, source })
     }
 
     pub fn forget(&self, sandbox: &SandboxName) -> Result<(), JournalError> {
-        let path = self.path_of(sandbox);
+        let Some(path) = self.path_of(sandbox) else { return Ok(()) };
         storage::remove_durably(&path).map_err(|source| JournalError::Io { path, source })
     }
 
     /// Ids hold no dot, so no two sandboxes share a file.
-    fn path_of(&self, sandbox: &SandboxName) -> PathBuf {
-        self.directory.join(format!("{}.{}{SUFFIX}", sandbox.tenant, sandbox.id))
+    fn path_of(&self, sandbox: &SandboxName) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{}.{}{SUFFIX}", sandbox.tenant, sandbox.id)))
     }
 }
 

@@ -25,6 +25,7 @@ pub mod clean;
 pub mod clock;
 pub mod config;
 pub mod drivers;
+pub mod fleet;
 pub mod http;
 pub mod incarnation;
 pub mod ledger;

@@ -17,13 +17,38 @@ pub struct Args {
     pub layer: Layer,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Default, Subcommand)]
 pub enum Command {
     /// Serve (the default)
     #[default]
     Run,
     /// Remove everything that this data directory's agent left on the host: sandboxes, templates, journal
     Clean,
+    /// Run many simulated agents in this process, to see what schedulers bear; prints a line of JSON at intervals
+    Fleet(FleetArgs),
+}
+
+/// Which simulated agents.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct FleetArgs {
+    /// How many
+    #[arg(long, default_value_t = 100)]
+    pub count: usize,
+    /// Node n is named <PREFIX>n
+    #[arg(long, default_value = "sim-", value_name = "PREFIX")]
+    pub node_prefix: String,
+    /// Templates that every node says it holds, a,b; any other it pretends to fetch
+    #[arg(long, value_delimiter = ',', value_name = "DIGEST")]
+    pub templates: Vec<String>,
+    /// Seconds over which the agents start
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub ramp: f64,
+    /// Milliseconds that a simulated start takes
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    pub start_delay: u64,
+    /// Seconds between two lines
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub report: f64,
 }
 
 /// One source of values: the command line with the environment, or the file.

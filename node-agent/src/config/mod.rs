@@ -14,7 +14,7 @@ use warren_proto::client::{self, ClientTls, TlsFiles};
 use warren_proto::ids::NodeId;
 use warren_proto::units::{Bytes, MilliCpu};
 
-pub use layer::{Args, Command, Layer};
+pub use layer::{Args, Command, FleetArgs, Layer};
 
 /// Everything that the agent is told, checked.
 #[derive(Debug, Clone)]
@@ -93,6 +93,14 @@ impl Config {
     pub fn load_offline(args: Layer) -> Result<Self, ConfigError> {
         let mut raw = args.with_file()?;
         raw.schedulers.get_or_insert_with(|| "127.0.0.1:7070".to_owned());
+        Self::resolve(raw)
+    }
+
+    /// As `load`, for simulated agents, which have no directory and names of their own.
+    pub fn load_fleet(args: Layer) -> Result<Self, ConfigError> {
+        let mut raw = args.with_file()?;
+        raw.node_id.get_or_insert_with(|| "fleet".to_owned());
+        raw.data_dir.get_or_insert_with(|| ".".to_owned());
         Self::resolve(raw)
     }
 

@@ -56,6 +56,11 @@ impl SimDriver {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Instances that are here.
+    pub fn count(&self) -> usize {
+        self.instances().running.len()
+    }
+
     /// Whether the instance's processes would run now: neither it nor its group is frozen.
     pub fn executes(&self, key: &InstanceKey) -> bool {
         let held = self.switch().is_some_and(|switch| switch.is_frozen());

@@ -86,6 +86,7 @@ impl Session {
         };
         tracing::info!(address, ledger = welcome.ledger_id, ?lease, "registered");
         gauge!(SESSION_UP).set(1.0);
+        self.counters.opened();
         let live = Live {
             session: self,
             up,
@@ -265,7 +266,9 @@ impl Live<'_> {
         let Some(sent) = self.pending.remove(&sequence) else { return Ok(false) };
         self.pending = self.pending.split_off(&sequence);
         let now = BootInstant::now();
-        histogram!(RENEWAL_SECONDS).record(now.since(sent).as_secs_f64());
+        let took = now.since(sent);
+        histogram!(RENEWAL_SECONDS).record(took.as_secs_f64());
+        self.session.counters.granted(took > self.lease / 3);
         let membership = &self.session.membership;
         if membership.lapsed_since(self.opened, now) {
             // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.

@@ -5,15 +5,19 @@
 //!                    └ NOT_LEADER: the leader it names, at once    └ LEDGER_MISMATCH: say so once, try again slowly
 //! ```
 //! Nothing here touches a sandbox: a lapse of the lease is logged and shown, and the sandboxes run on. Children:
-//! `membership` (what the rest of the agent may know), `lease`, `candidates`, `live` (one stream), `wire`.
+//! `membership` (what the rest of the agent may know), `lease`, `candidates`, `connections`, `counters`, `live` (one stream),
+//! `wire`.
 
 mod candidates;
+mod connections;
+mod counters;
 mod lease;
 mod live;
 mod membership;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -21,13 +25,13 @@ use rand::Rng;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::Channel;
 use uuid::Uuid;
-use warren_proto::client::{self, ClientTls};
 use warren_proto::error;
 use warren_proto::v1::{self, ErrorReason};
 
 pub use candidates::Candidates;
+pub use connections::Connections;
+pub use counters::{Counters, Counts};
 pub use membership::Membership;
 pub use wire::count_by_phase;
 
@@ -68,10 +72,23 @@ pub struct Session {
     supervisor: Supervisor,
     membership: Membership,
     ledger_file: LedgerFile,
-    tls: ClientTls,
+    connections: Connections,
     candidates: Candidates,
-    /// Connections are kept: after a failover none has to be made first.
-    channels: BTreeMap<String, Channel>,
+    counters: Arc<Counters>,
+}
+
+/// What a session works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub facts: NodeFacts,
+    pub supervisor: Supervisor,
+    pub membership: Membership,
+    pub ledger_file: LedgerFile,
+    pub connections: Connections,
+    /// Not empty.
+    pub schedulers: Vec<String>,
+    /// Several sessions may share them.
+    pub counters: Arc<Counters>,
 }
 
 /// How an attempt ended.
@@ -93,21 +110,15 @@ enum End {
 }
 
 impl Session {
-    pub fn new(
-        facts: NodeFacts,
-        supervisor: Supervisor,
-        membership: Membership,
-        ledger_file: LedgerFile,
-        tls: ClientTls,
-        schedulers: Vec<String>,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { facts, supervisor, membership, ledger_file, connections, schedulers, counters } = parts;
         let candidates = Candidates::new(schedulers);
-        Self { facts, supervisor, membership, ledger_file, tls, candidates, channels: BTreeMap::new() }
+        Self { facts, supervisor, membership, ledger_file, connections, candidates, counters }
     }
 
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let watch = tokio::spawn(lease::watch(self.membership.clone(), stop.clone()));
+        let watch = tokio::spawn(lease::watch(self.membership.clone(), Arc::clone(&self.counters), stop.clone()));
         let mut rounds = 0;
         let mut said_foreign = false;
         loop {
@@ -144,9 +155,9 @@ impl Session {
     }
 
     async fn attempt(&mut self, address: &str, stop: &CancellationToken) -> End {
-        let channel = match self.channel(address) {
+        let channel = match self.connections.to(address) {
             Ok(channel) => channel,
-            Err(error) => return End::Refused(error),
+            Err(error) => return End::Refused(error.to_string()),
         };
         let end = tokio::select! {
             () = stop.cancelled() => End::Stopped,
@@ -155,16 +166,6 @@ impl Session {
         self.membership.unregister();
         gauge!(SESSION_UP).set(0.0);
         end
-    }
-
-    fn channel(&mut self, address: &str) -> Result<Channel, String> {
-        if let Some(channel) = self.channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let channel = client::channel(address, &self.tls).map_err(|error| error.to_string())?;
-        self.channels.retain(|known, _| self.candidates.knows(known));
-        self.channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
     }
 
     fn say(&self, address: &str, end: &End, pause: Duration, said_foreign: &mut bool) {

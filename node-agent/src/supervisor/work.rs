@@ -121,6 +121,9 @@ impl Supervisor {
 
     async fn forget(&self, sandbox: &SandboxName) -> Done {
         let (journal, name) = (self.0.journal.clone(), sandbox.clone());
+        if !journal.is_on_disk() {
+            return Done::Carried;
+        }
         let result = tokio::task::spawn_blocking(move || journal.forget(&name)).await;
         match result.map_err(|error| error.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
             Ok(()) => {}
@@ -141,6 +144,9 @@ impl Supervisor {
         let foreign = self.model().held.get(sandbox).and_then(|held| held.foreign);
         let (journal, name, entry) =
             (self.0.journal.clone(), sandbox.clone(), Entry { record: record.clone(), foreign });
+        if !journal.is_on_disk() {
+            return Ok(());
+        }
         tokio::task::spawn_blocking(move || journal.put(&name, &entry)).await.expect("writing does not panic")
     }
 }

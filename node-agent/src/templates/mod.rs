@@ -106,6 +106,21 @@ impl TemplateStore {
         Ok(Self(Arc::new(Inner { root, held: Mutex::new(held), locks: Mutex::default(), ingests, changes })))
     }
 
+    /// A store without a disk, for simulated sandboxes, which use no files: it holds `digests`, and what it is told to.
+    pub fn simulated(digests: impl IntoIterator<Item = Digest>, changes: Changes) -> Self {
+        Self(Arc::new(Inner {
+            root: PathBuf::new(),
+            held: Mutex::new(digests.into_iter().collect()),
+            locks: Mutex::default(),
+            ingests: Arc::new(Semaphore::new(0)),
+            changes,
+        }))
+    }
+
+    fn is_simulated(&self) -> bool {
+        self.0.root.as_os_str().is_empty()
+    }
+
     pub fn digests(&self) -> Vec<Digest> {
         lock(&self.0.held).iter().copied().collect()
     }

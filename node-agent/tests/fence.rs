@@ -294,17 +294,21 @@ fn is_frozen(lab: &Lab) -> bool {
 #[tokio::test]
 async fn simulated_sandboxes_freeze_and_thaw_by_the_same_rules() {
     let mut lab = Lab::new("sim", rootfs()).await;
-    let peer = lab.start(&[]).await;
+    let mut peer = lab.start(&[]).await;
     assert!(peer.hello.fence);
-    assert!(is_frozen(&lab), "before the first lease nothing fenced runs");
-    peer.assign(1, &[]).await;
-    eventually("it is thawed", || !is_frozen(&lab)).await;
+    lab.upload(&mut peer).await;
+    let one = [lab.counting("freeze", OnIsolation::Freeze)];
+    peer.assign(2, &one).await;
+    // Nothing fenced is started before the group runs.
+    peer.until_phase("freeze", 1, Phase::Running).await;
+    assert!(!is_frozen(&lab));
 
     lab.signal(Signal::SIGSTOP);
     eventually("it is frozen", || is_frozen(&lab)).await;
     lab.signal(Signal::SIGCONT);
     let peer = lab.scheduler.peer().await;
-    peer.assign(1, &[]).await;
+    assert!(is_frozen(&lab), "no assignment has come");
+    peer.assign(2, &one).await;
     eventually("it is thawed", || !is_frozen(&lab)).await;
 
     // Schedulers that do not grant are as bad as none.
@@ -314,7 +318,7 @@ async fn simulated_sandboxes_freeze_and_thaw_by_the_same_rules() {
     let contact = async {
         while is_frozen(&lab) {
             // Sessions in which no renewal was granted in time end.
-            lab.scheduler.peer().await.assign(1, &[]).await;
+            lab.scheduler.peer().await.assign(2, &one).await;
         }
     };
     let _ = timeout(std::time::Duration::from_millis(3 * LEASE_MS as u64), contact).await;

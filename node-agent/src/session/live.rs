@@ -269,14 +269,14 @@ impl Live<'_> {
         let took = now.since(sent);
         histogram!(RENEWAL_SECONDS).record(took.as_secs_f64());
         self.session.counters.granted(took > self.lease / 3);
-        let membership = &self.session.membership;
-        if membership.lapsed_since(self.opened, now) {
+        let (membership, supervisor) = (&self.session.membership, &self.session.supervisor);
+        if membership.lapsed_since(self.opened, now) && supervisor.needs_new_session() {
             // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.
             return Err(End::Broken("the lease had lapsed: starting anew".into()));
         }
         let until = sent.plus(self.lease);
         membership.extend_lease(until);
-        self.session.supervisor.leased(until, self.opened);
+        supervisor.leased(until, self.opened);
         self.leased = true;
         Ok(true)
     }

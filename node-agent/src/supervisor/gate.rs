@@ -9,7 +9,7 @@
 //! ```
 //! After a lapse the ledger may have moved sandboxes away. So the moment is published again only when a session that was
 //! opened after the lapse brought a lease and the whole assignment, and each fenced instance that it does not want is frozen
-//! by itself or gone. What is published is always the true end of a lease, so writing it late does no harm.
+//! by itself or gone. Where nothing fenced is here or assigned there is nothing to ask. What is published is always the true end of a lease, so writing it late does no harm.
 
 use crate::clock::BootInstant;
 use crate::fence::Fence;
@@ -49,10 +49,11 @@ impl Gate {
         self.assigned = Some(session);
     }
 
-    /// Whether the moment of the last grant can be published: `settled` says whether nothing unwanted would run.
-    pub fn may_extend(&self, now: BootInstant, settled: impl FnOnce() -> bool) -> bool {
+    /// Whether the moment of the last grant can be published: `fenced` says whether anything fenced is here or assigned,
+    /// `settled` whether nothing unwanted would run.
+    pub fn may_extend(&self, now: BootInstant, fenced: impl FnOnce() -> bool, settled: impl FnOnce() -> bool) -> bool {
         let Some(grant) = self.grant.filter(|grant| grant.until > now) else { return false };
-        if !self.is_closed(now) {
+        if !self.is_closed(now) || !fenced() {
             return true;
         }
         let after_lapse = |session: BootInstant| session >= self.published;
@@ -95,9 +96,9 @@ mod tests {
     #[test]
     fn a_lease_renewed_in_time_goes_on_without_a_question() {
         let (mut gate, _directory) = gate(10);
-        assert!(!gate.may_extend(at(5), || true), "nothing was granted");
+        assert!(!gate.may_extend(at(5), || true, || true), "nothing was granted");
         gate.leased(at(15), at(1));
-        assert!(gate.may_extend(at(9), || panic!("not asked")));
+        assert!(gate.may_extend(at(9), || panic!("not asked"), || panic!("not asked")));
         gate.extend();
         assert!(!gate.is_closed(at(14)) && gate.is_closed(at(15)));
     }
@@ -107,13 +108,14 @@ mod tests {
         let (mut gate, _directory) = gate(10);
         gate.assigned(at(1));
         gate.leased(at(30), at(1));
-        assert!(!gate.may_extend(at(20), || true), "a session from before the lapse");
+        assert!(gate.may_extend(at(20), || false, || panic!("not asked")), "there is nothing that could have moved");
+        assert!(!gate.may_extend(at(20), || true, || true), "a session from before the lapse");
         gate.leased(at(30), at(12));
-        assert!(!gate.may_extend(at(20), || true), "an assignment from before the lapse");
+        assert!(!gate.may_extend(at(20), || true, || true), "an assignment from before the lapse");
         gate.assigned(at(12));
-        assert!(!gate.may_extend(at(20), || false), "something unwanted would run");
-        assert!(!gate.may_extend(at(30), || true), "the lease is over again");
-        assert!(gate.may_extend(at(20), || true));
+        assert!(!gate.may_extend(at(20), || true, || false), "something unwanted would run");
+        assert!(!gate.may_extend(at(30), || true, || true), "the lease is over again");
+        assert!(gate.may_extend(at(20), || true, || true));
     }
 
     #[test]

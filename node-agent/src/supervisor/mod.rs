@@ -149,6 +149,12 @@ impl Supervisor {
         self.extend_gate(&mut model);
     }
 
+    /// Whether, after a lapse of the lease, a session from before it does not do: what is fenced may have moved meanwhile.
+    pub fn needs_new_session(&self) -> bool {
+        let model = self.model();
+        model.gate.is_closed(BootInstant::now()) && model.is_fenced()
+    }
+
     /// The node belongs to another ledger from now on, restored from the one before: what is here is that one's until this
     /// one names it. Durable once this returns.
     pub async fn change_ledger(&self) -> Result<(), JournalError> {
@@ -220,7 +226,7 @@ impl Supervisor {
     /// Tells the fence of the last grant, where it may be told; what waited for that begins.
     fn extend_gate(&self, model: &mut Model) {
         let now = BootInstant::now();
-        if model.gate.may_extend(now, || model.is_settled()) {
+        if model.gate.may_extend(now, || model.is_fenced(), || model.is_settled()) {
             let opens = model.gate.is_closed(now);
             model.gate.extend();
             if opens {

@@ -33,6 +33,12 @@ impl Model {
         !self.held.iter().any(|(name, held)| reconcile::is_unsettled(self.assignment.goal(name), known, held))
     }
 
+    /// Something fenced is here, or should be.
+    pub fn is_fenced(&self) -> bool {
+        self.assignment.goals().values().any(Goal::is_fenced)
+            || self.held.values().any(|held| held.instances.values().any(|instance| instance.fenced))
+    }
+
     pub fn know_the_named(&mut self) {
         for (name, goal) in self.assignment.goals() {
             if let (Want::Running(_), Some(held)) = (&goal.want, self.held.get_mut(name)) {

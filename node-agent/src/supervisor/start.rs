@@ -32,6 +32,10 @@ impl Supervisor {
             () = self.0.stopping.cancelled() => return Done::CalledOff,
             prepared = self.prepare(&spec) => prepared,
         };
+        if spec.on_isolation == OnIsolation::Freeze && self.is_gate_closed() {
+            // It waits, as if it had not begun, until fenced sandboxes run again.
+            return Done::CalledOff;
+        }
         let result = match prepared {
             Ok(prepared) => self.start_prepared(&key, spec, &prepared).await,
             Err(reason) => Err(reason),
@@ -51,6 +55,10 @@ impl Supervisor {
                 Done::NotStarted { record }
             }
         }
+    }
+
+    fn is_gate_closed(&self) -> bool {
+        self.model().gate.is_closed(BootInstant::now())
     }
 
     async fn prepare(&self, spec: &StartSpec) -> Result<Prepared<'_>, Reason> {

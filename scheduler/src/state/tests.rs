@@ -14,6 +14,8 @@ use super::sandbox::*;
 use super::testing::{name, node, resources, spec, template};
 use super::{State, invariants, request};
 
+mod second_level;
+
 /// A state driven as the log would drive it.
 #[derive(Clone)]
 struct Ledger {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use warren_proto::ids::Epoch;
 use warren_proto::units::{Bytes, MilliCpu, Resources};
 use warren_scheduler::state::State;
 use warren_scheduler::state::command::{Body, Command, Decision};
 use warren_scheduler::state::event::EventRing;
 use warren_scheduler::state::request::RequestTable;
-use warren_scheduler::state::sandbox::{Life, Sandbox};
+use warren_scheduler::state::sandbox::Sandbox;
 
 use super::bug::Bug;
 use super::log::Outcome;
@@ -45,14 +46,17 @@ fn set_capacity(state: &mut State, node: &warren_proto::ids::NodeId, capacity: R
 
 /// A sandbox that was placed before is placed under its old epoch again.
 fn without_new_epoch(state: &mut State, index: u64, command: &Command) -> Outcome {
-    let Body::PlaceSandbox { sandbox: name, .. } = &command.body else { return state.apply(index, command) };
-    let before = state.sandboxes.get(name).map(|sandbox| sandbox.epoch);
-    let outcome = state.apply(index, command);
-    if let (Some(epoch), Some(placed)) = (before, state.sandboxes.get(name).cloned())
-        && matches!(placed.life, Life::Starting { .. })
-        && epoch.0 > 0
-    {
-        state.put_sandbox(Arc::new(Sandbox { epoch, ..Sandbox::clone(&placed) }));
+    let Body::PlaceSandbox { sandbox: name, epoch, node } = &command.body else { return state.apply(index, command) };
+    let before = state.sandboxes.get(name).cloned();
+    let Some(before) = before.filter(|sandbox| sandbox.epoch == *epoch && epoch.0 > 0) else {
+        return state.apply(index, command);
+    };
+    let older = Epoch(epoch.0 - 1);
+    state.put_sandbox(Arc::new(Sandbox { epoch: older, ..Sandbox::clone(&before) }));
+    let body = Body::PlaceSandbox { sandbox: name.clone(), epoch: older, node: node.clone() };
+    let outcome = state.apply(index, &Command { body, ..command.clone() });
+    if outcome.is_err() {
+        state.put_sandbox(before);
     }
     outcome
 }

@@ -82,7 +82,7 @@ impl World {
         self.log.proposed += 1;
         let id = self.log.proposed;
         let time = self.proposal_time(replica);
-        let delay = self.rng.between(20, 400);
+        let delay = self.rng.between(20, self.plan.longest_flush);
         let (now, this) = (self.now, &mut self.replicas[replica]);
         let Some(lead) = &mut this.lead else {
             return self.settle(replica, origin, Err(Unsettled::NotLeader));

@@ -26,6 +26,8 @@ pub struct Plan {
     pub watch_pause: u64,
     pub most_sandboxes: usize,
     pub checkpoint_every: u64,
+    /// Longest that a proposal waits for others, in µs.
+    pub longest_flush: u64,
 }
 
 /// How often each kind of fault comes, relative to the others.
@@ -61,7 +63,7 @@ impl Plan {
             reboot: often(2),
             session_break: often(6),
             clock_jump: often(3),
-            shrink: often(1),
+            shrink: 0,
         };
         let most_agents = if rng.per_mille(300) { 12 } else { 5 };
         let agents = usize::try_from(rng.between(3, most_agents)).unwrap_or(3);
@@ -80,6 +82,7 @@ impl Plan {
             watch_pause: rng.between(20, lease_us / MS),
             most_sandboxes: usize::try_from(rng.between(8, 40)).unwrap_or(8),
             checkpoint_every: rng.between(8, 80),
+            longest_flush: rng.between(100, 20 * MS),
         }
     }
 }

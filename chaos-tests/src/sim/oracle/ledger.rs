@@ -27,7 +27,7 @@ impl Oracle {
             self.check_placement(event);
         }
         self.check_generations(before, events);
-        self.check_expected(command, outcome);
+        self.check_expected(command, outcome, events);
         self.check_time(before, command);
         self.check_request(before, command, outcome, events);
         self.check_pending(events);
@@ -129,21 +129,22 @@ impl Oracle {
     }
 
     /// Rule 3: what was created is there until it was deleted, or ended long enough ago.
-    fn check_expected(&mut self, command: &Command, outcome: &Outcome) {
-        if outcome.is_ok() {
-            match &command.body {
-                Body::CreateSandbox { sandbox, .. } if self.state.sandboxes.contains_key(sandbox) => {
-                    self.expected.insert(sandbox.clone());
+    fn check_expected(&mut self, command: &Command, outcome: &Outcome, events: &[Event]) {
+        for event in events {
+            let name = &event.sandbox.name;
+            match (event.kind, &command.body) {
+                (EventKind::Created, _) => {
+                    self.expected.insert(name.clone());
                 }
-                Body::DeleteSandbox { sandbox, .. } => {
-                    self.expected.remove(sandbox);
-                }
-                Body::ForgetEnded { sandboxes } => {
-                    for name in sandboxes {
-                        self.expected.remove(name);
-                    }
+                (_, Body::DeleteSandbox { sandbox, .. }) if sandbox == name => {
+                    self.expected.remove(name);
                 }
                 _ => {}
+            }
+        }
+        if let (Body::ForgetEnded { sandboxes }, Ok(_)) = (&command.body, outcome) {
+            for name in sandboxes {
+                self.expected.remove(name);
             }
         }
         let missing = self.expected.iter().find(|name| !self.state.sandboxes.contains_key(*name)).cloned();

@@ -63,6 +63,7 @@ pub struct Oracle {
     reported: BTreeMap<NodeId, Resources>,
     answered: BTreeMap<(Option<TenantId>, u128), Answered>,
     in_flight: BTreeMap<(usize, NodeId), Resources>,
+    watchers: BTreeMap<usize, Position>,
     told_revision: u64,
     pub commands: u64,
 }
@@ -84,6 +85,7 @@ impl Oracle {
             reported: BTreeMap::new(),
             answered: BTreeMap::new(),
             in_flight: BTreeMap::new(),
+            watchers: BTreeMap::new(),
             told_revision: 0,
             commands: 0,
         }

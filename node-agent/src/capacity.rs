@@ -18,7 +18,12 @@ pub fn of_host(data_dir: &Path) -> io::Result<Resources> {
     let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
     let stat = rustix::fs::statvfs(data_dir)?;
     let disk = stat.f_bavail.saturating_mul(stat.f_frsize);
-    Ok(Resources { cpu: MilliCpu(cpus.saturating_mul(1000)), memory: Bytes(memory), disk: Bytes(disk) })
+    Ok(Resources {
+        cpu: MilliCpu(cpus.saturating_mul(1000)),
+        memory: Bytes(memory),
+        disk: Bytes(disk),
+        ..Resources::default()
+    })
 }
 
 /// What is left for sandboxes.
@@ -27,6 +32,7 @@ pub fn after_reserve(host: Resources) -> Resources {
         cpu: MilliCpu((host.cpu.0 / RESERVE_SHARE).max(RESERVE_CPU.0)),
         memory: Bytes((host.memory.0 / RESERVE_SHARE).max(RESERVE_MEMORY.0)),
         disk: Bytes((host.disk.0 / RESERVE_SHARE).max(RESERVE_DISK.0)),
+        ..Resources::default()
     };
     host.saturating_sub(reserve)
 }
@@ -37,7 +43,12 @@ mod tests {
 
     #[test]
     fn the_host_keeps_its_reserve() {
-        let host = Resources { cpu: MilliCpu(2000), memory: Bytes(Bytes::GIB), disk: Bytes(100 * Bytes::GIB) };
+        let host = Resources {
+            cpu: MilliCpu(2000),
+            memory: Bytes(Bytes::GIB),
+            disk: Bytes(100 * Bytes::GIB),
+            ..Resources::default()
+        };
         let left = after_reserve(host);
         assert_eq!(left.cpu, MilliCpu(1800));
         assert_eq!(left.memory, Bytes(512 * Bytes::MIB));

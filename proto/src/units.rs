@@ -12,6 +12,16 @@ pub struct MilliCpu(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Bytes(pub u64);
 
+/// Whole GPU devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Gpus(pub u64);
+
+impl fmt::Display for Gpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl Bytes {
     pub const KIB: u64 = 1 << 10;
     pub const MIB: u64 = 1 << 20;
@@ -53,6 +63,8 @@ pub struct Resources {
     pub cpu: MilliCpu,
     pub memory: Bytes,
     pub disk: Bytes,
+    #[serde(default)]
+    pub gpus: Gpus,
 }
 
 impl Resources {
@@ -63,6 +75,7 @@ impl Resources {
             cpu: MilliCpu(self.cpu.0.checked_add(other.cpu.0)?),
             memory: Bytes(self.memory.0.checked_add(other.memory.0)?),
             disk: Bytes(self.disk.0.checked_add(other.disk.0)?),
+            gpus: Gpus(self.gpus.0.checked_add(other.gpus.0)?),
         })
     }
 
@@ -73,19 +86,25 @@ impl Resources {
             cpu: MilliCpu(self.cpu.0.saturating_sub(other.cpu.0)),
             memory: Bytes(self.memory.0.saturating_sub(other.memory.0)),
             disk: Bytes(self.disk.0.saturating_sub(other.disk.0)),
+            gpus: Gpus(self.gpus.0.saturating_sub(other.gpus.0)),
         }
     }
 
     /// The greater of the two in each dimension.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
-        Self { cpu: self.cpu.max(other.cpu), memory: self.memory.max(other.memory), disk: self.disk.max(other.disk) }
+        Self {
+            cpu: self.cpu.max(other.cpu),
+            memory: self.memory.max(other.memory),
+            disk: self.disk.max(other.disk),
+            gpus: self.gpus.max(other.gpus),
+        }
     }
 
     /// Whether this much fits into `free` in every dimension.
     #[must_use]
     pub fn fits_in(self, free: Self) -> bool {
-        self.cpu <= free.cpu && self.memory <= free.memory && self.disk <= free.disk
+        self.cpu <= free.cpu && self.memory <= free.memory && self.disk <= free.disk && self.gpus <= free.gpus
     }
 }
 

@@ -25,7 +25,8 @@ use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 use warren_proto::v1::template_service_client::TemplateServiceClient;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 use warren_proto::v1::*;
-use warren_scheduler::controller::{Controller, ControllerConfig};
+use warren_scheduler::controller::{Controller, ControllerConfig, DebugSource};
+use warren_scheduler::disk::DiskUse;
 use warren_scheduler::raft::{Leadership, Member, Replica, ReplicaConfig};
 use warren_scheduler::signer::Signer;
 
@@ -45,7 +46,11 @@ impl Region {
         let directory = tempfile::tempdir().unwrap();
         let (peers, api) = (bind().await, bind().await);
         let address = api.local_addr().unwrap().to_string();
-        let member = Member { peer_address: peers.local_addr().unwrap().to_string(), api_address: address.clone() };
+        let member = Member {
+            peer_address: peers.local_addr().unwrap().to_string(),
+            api_address: address.clone(),
+            standby: false,
+        };
         let replica = Replica::start(ReplicaConfig {
             id: ReplicaId(1),
             data_dir: directory.path().to_owned(),
@@ -59,8 +64,15 @@ impl Region {
         .unwrap();
         replica.serve_peers(peers, None).unwrap();
         let stop = CancellationToken::new();
-        let config =
-            ControllerConfig { lease: Duration::from_secs(10), api_advertise: address.clone(), stop: stop.clone() };
+        let config = ControllerConfig {
+            lease: Duration::from_secs(10),
+            api_advertise: address.clone(),
+            replica_grace: Duration::from_secs(600),
+            sealer: None,
+            disk: DiskUse::default(),
+            debug: DebugSource::default(),
+            stop: stop.clone(),
+        };
         let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
         tokio::spawn(warren_scheduler::api::serve(controller, api, None, ClientTls::default(), stop.clone()));
@@ -122,7 +134,7 @@ impl Agent {
             node: "nodes/n".into(),
             incarnation: Uuid::now_v7().to_string(),
             data_plane_address: "127.0.0.1:1".into(),
-            capacity: Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 8 << 30, pids: 0 }),
+            capacity: Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 8 << 30, pids: 0, gpus: 0 }),
             observation: Some(Observation { full: true, template_digests: vec![digest()], ..Observation::default() }),
             ..Hello::default()
         };
@@ -194,7 +206,11 @@ async fn a_life_over_the_wire() {
 
     let mut watch = region
         .sandboxes()
-        .watch_sandboxes(WatchSandboxesRequest { parent: TENANT.into(), watch_token: String::new() })
+        .watch_sandboxes(WatchSandboxesRequest {
+            parent: TENANT.into(),
+            watch_token: String::new(),
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -277,9 +293,15 @@ async fn every_refusal_has_its_reason() {
     let old = CreateSandboxRequest { request_id: "01700000-0000-7000-8000-000000000000".into(), ..create_request() };
     refused(api.create_sandbox(old).await, FailedPrecondition, ErrorReason::RequestIdExpired);
 
-    let list = ListSandboxesRequest { parent: TENANT.into(), page_size: 0, page_token: "rubbish".into() };
+    let list = ListSandboxesRequest {
+        parent: TENANT.into(),
+        page_size: 0,
+        page_token: "rubbish".into(),
+        ..Default::default()
+    };
     refused(api.list_sandboxes(list).await, InvalidArgument, ErrorReason::InvalidPageToken);
-    let watch = |token: &str| WatchSandboxesRequest { parent: TENANT.into(), watch_token: token.into() };
+    let watch =
+        |token: &str| WatchSandboxesRequest { parent: TENANT.into(), watch_token: token.into(), ..Default::default() };
     refused(api.watch_sandboxes(watch("rubbish")).await, InvalidArgument, ErrorReason::InvalidField);
     let foreign = "A".repeat(38);
     refused(api.watch_sandboxes(watch(&foreign)).await, OutOfRange, ErrorReason::Compacted);
@@ -308,7 +330,7 @@ async fn pages_show_each_sandbox_once_in_order() {
     for page_size in [1, 7, 23, 100] {
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
-            let request = ListSandboxesRequest { parent: TENANT.into(), page_size, page_token };
+            let request = ListSandboxesRequest { parent: TENANT.into(), page_size, page_token, ..Default::default() };
             let page = region.sandboxes().list_sandboxes(request).await.unwrap().into_inner();
             assert!(page.sandboxes.len() <= page_size as usize);
             seen.extend(page.sandboxes.into_iter().map(|sandbox| sandbox.name));
@@ -345,7 +367,7 @@ async fn what_a_returning_agent_does_not_name_is_lost_and_said_to_be() {
     is("RUNNING").await;
     drop(agent);
     let _again = Agent::start(&region).await;
-    is("FAILED").await;
+    is("LOST").await;
     let sandbox = region.sandboxes().get_sandbox(GetSandboxRequest { name: name.clone() }).await.unwrap().into_inner();
     assert_eq!(sandbox.reason.unwrap().code, "LOST");
     region.end().await;

@@ -24,7 +24,7 @@ const PAGE_SIZE: i32 = 40;
 pub fn small_sandbox() -> Sandbox {
     Sandbox {
         template: format!("templates/{TEMPLATE}"),
-        resources: Some(Resources { cpu_milli: 50, memory_bytes: 32 << 20, disk_bytes: 64 << 20, pids: 32 }),
+        resources: Some(Resources { cpu_milli: 50, memory_bytes: 32 << 20, disk_bytes: 64 << 20, pids: 32, gpus: 0 }),
         ..Sandbox::default()
     }
 }
@@ -67,6 +67,7 @@ impl Client {
                 parent: TENANT.to_owned(),
                 page_size: PAGE_SIZE,
                 page_token: page_token.clone(),
+                ..Default::default()
             };
             let page = self
                 .call(|channel| {

@@ -47,7 +47,11 @@ impl Watcher {
     async fn receive(&mut self) -> Result<Option<WatchSandboxesResponse>, Status> {
         if self.stream.is_none() {
             self.at = self.client.shared.current.load(std::sync::atomic::Ordering::Relaxed);
-            let request = WatchSandboxesRequest { parent: TENANT.to_owned(), watch_token: self.token.clone() };
+            let request = WatchSandboxesRequest {
+                parent: TENANT.to_owned(),
+                watch_token: self.token.clone(),
+                ..Default::default()
+            };
             let mut service = SandboxServiceClient::new(self.client.scheduler(self.at));
             self.stream = Some(retry::in_time(service.watch_sandboxes(request)).await?.into_inner());
             self.opened += 1;

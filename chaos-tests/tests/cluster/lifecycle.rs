@@ -93,7 +93,8 @@ fn a_sandbox_without_room_waits_with_a_reason_and_starts_when_room_frees() {
     scenario("pending", options, async |cluster| {
         let client = cluster.client()?;
         let large = || {
-            let resources = Resources { cpu_milli: 50, memory_bytes: 700 << 20, disk_bytes: 64 << 20, pids: 32 };
+            let resources =
+                Resources { cpu_milli: 50, memory_bytes: 700 << 20, disk_bytes: 64 << 20, pids: 32, gpus: 0 };
             Sandbox { resources: Some(resources), ..small_sandbox() }
         };
         let first = client.create(large()).await?.name;

@@ -131,7 +131,7 @@ pub fn running(id: &str, epoch: u64) -> AssignedSandbox {
         sandbox: name(id).to_string(),
         epoch,
         desired: assigned_sandbox::Desired::Running.into(),
-        resources: Some(Resources { cpu_milli: 100, memory_bytes: 1 << 26, disk_bytes: 1 << 26, pids: 64 }),
+        resources: Some(Resources { cpu_milli: 100, memory_bytes: 1 << 26, disk_bytes: 1 << 26, pids: 64, gpus: 0 }),
         template: Some(AssignedTemplate {
             digest: digest(&tar).to_string(),
             size_bytes: tar.len() as i64,

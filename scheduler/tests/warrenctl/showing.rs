@@ -12,7 +12,7 @@ fn sandbox(id: &str, state: SandboxState) -> Sandbox {
     Sandbox {
         name: format!("tenants/default/sandboxes/{id}"),
         template: "templates/python".into(),
-        resources: Some(Resources { cpu_milli: 250, memory_bytes: 256 << 20, disk_bytes: 1 << 30, pids: 256 }),
+        resources: Some(Resources { cpu_milli: 250, memory_bytes: 256 << 20, disk_bytes: 1 << 30, pids: 256, gpus: 0 }),
         state: state.into(),
         create_time: Some(two_days_ago()),
         ..Default::default()
@@ -89,8 +89,15 @@ const FIXED_JSON: &str = r#"{
     "cpuMilli": 250,
     "memoryBytes": 268435456,
     "diskBytes": 1073741824,
-    "pids": 256
+    "pids": 256,
+    "gpus": 0
   },
+  "annotations": {},
+  "secretEnvironment": {},
+  "restartPolicy": "RESTART_POLICY_UNSPECIFIED",
+  "onIsolation": "ON_ISOLATION_UNSPECIFIED",
+  "onDeadline": "ON_DEADLINE_UNSPECIFIED",
+  "priority": 0,
   "state": "SANDBOX_STATE_STOPPED",
   "node": "",
   "epoch": 2,
@@ -101,7 +108,10 @@ const FIXED_JSON: &str = r#"{
     "oomKilled": true
   },
   "outputTail": "YnllCg==",
-  "revision": 18446744073709551615
+  "revision": 18446744073709551615,
+  "etag": "",
+  "secretNames": [],
+  "restartCount": 0
 }
 "#;
 
@@ -161,8 +171,8 @@ fn collapse(text: &str) -> Vec<String> {
 }
 
 fn node(id: &str, state: NodeState) -> Node {
-    let half = Resources { cpu_milli: 1500, memory_bytes: 3 << 29, disk_bytes: 5 << 30, pids: 0 };
-    let all = Resources { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 20 << 30, pids: 0 };
+    let half = Resources { cpu_milli: 1500, memory_bytes: 3 << 29, disk_bytes: 5 << 30, pids: 0, gpus: 0 };
+    let all = Resources { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 20 << 30, pids: 0, gpus: 0 };
     Node {
         name: format!("nodes/{id}"),
         state: state.into(),
@@ -178,11 +188,11 @@ fn node(id: &str, state: NodeState) -> Node {
 #[tokio::test]
 async fn nodes_show_what_they_have_left() {
     let fake = Fake::start().await;
-    fake.book().nodes = vec![node("n1", NodeState::Ready), node("n2", NodeState::Unreachable)];
+    fake.book().nodes = vec![node("n1", NodeState::Ready), node("n2", NodeState::Down)];
     let expected = "\
-NODE   STATE         SANDBOXES   CPU       MEMORY            DISK             ADDRESS          AGE
-n1     READY         6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
-n2     UNREACHABLE   6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
+NODE   STATE   SANDBOXES   CPU       MEMORY            DISK             ADDRESS          AGE
+n1     READY   6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
+n2     DOWN    6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
 ";
     assert_eq!(ctl(&fake, &["node", "list"]).await.ok(), expected);
     let shown = ctl(&fake, &["node", "show", "n1"]).await.ok();
@@ -234,9 +244,10 @@ fn region() -> GetClusterStatusResponse {
             StateCount { state: "RUNNING".into(), count: 97 },
             StateCount { state: "STOPPED".into(), count: 3 },
         ],
-        capacity: Some(Resources { cpu_milli: 12_000, memory_bytes: 24 << 30, disk_bytes: 60 << 30, pids: 0 }),
-        assigned: Some(Resources { cpu_milli: 9700, memory_bytes: 6 << 30, disk_bytes: 0, pids: 0 }),
+        capacity: Some(Resources { cpu_milli: 12_000, memory_bytes: 24 << 30, disk_bytes: 60 << 30, pids: 0, gpus: 0 }),
+        assigned: Some(Resources { cpu_milli: 9700, memory_bytes: 6 << 30, disk_bytes: 0, pids: 0, gpus: 0 }),
         log_time: None,
+        ..Default::default()
     }
 }
 

@@ -26,7 +26,7 @@ async fn everything_that_is_said_reaches_the_scheduler() {
     assert_eq!(sandbox.command, ["python3", "-c", "print(1)"]);
     assert_eq!((sandbox.environment["A"].as_str(), sandbox.labels["team"].as_str()), ("1=2", "x"));
     assert_eq!(sandbox.working_directory, "/srv");
-    let resources = Resources { cpu_milli: 500, memory_bytes: 64 << 20, disk_bytes: 2 << 30, pids: 9 };
+    let resources = Resources { cpu_milli: 500, memory_bytes: 64 << 20, disk_bytes: 2 << 30, pids: 9, gpus: 0 };
     assert_eq!(sandbox.resources, Some(resources));
 }
 

@@ -213,12 +213,18 @@ mod tests {
     fn spec() -> InstanceSpec {
         InstanceSpec {
             key: InstanceKey { sandbox: SandboxName::parse("tenants/a/sandboxes/b").expect("valid"), epoch: Epoch(1) },
-            resources: Resources { cpu: MilliCpu(250), memory: Bytes(64 << 20), disk: Bytes(0) },
+            resources: Resources {
+                cpu: MilliCpu(250),
+                memory: Bytes(64 << 20),
+                disk: Bytes(0),
+                ..Resources::default()
+            },
             pids: 32,
             base: PathBuf::from("/base"),
             command: Vec::new(),
             environment: vec![("A".into(), "1".into()), ("B".into(), "2".into())],
             working_directory: "/w".into(),
+            fenced: false,
         }
     }
 
@@ -249,7 +255,8 @@ mod tests {
     #[test]
     fn zero_and_absurd_resources_are_limits_still() {
         let mut spec = spec();
-        spec.resources = Resources { cpu: MilliCpu(0), memory: Bytes(u64::MAX), disk: Bytes(0) };
+        spec.resources =
+            Resources { cpu: MilliCpu(0), memory: Bytes(u64::MAX), disk: Bytes(0), ..Resources::default() };
         spec.pids = 0;
         let resources = resources(&spec);
         assert_eq!(resources["cpu"]["quota"], 1_000);

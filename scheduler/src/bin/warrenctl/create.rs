@@ -82,6 +82,7 @@ impl CreateArgs {
                 memory_bytes: self.memory,
                 disk_bytes: self.disk,
                 pids: self.pids,
+                gpus: 0,
             }),
             ..Sandbox::default()
         }

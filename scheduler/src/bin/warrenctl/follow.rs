@@ -28,7 +28,12 @@ pub struct Follow {
 impl Follow {
     /// From now on: what is done after this call will be seen.
     pub async fn from_now(client: &Client, parent: String, wait: Duration) -> Result<Self, Failure> {
-        let request = ListSandboxesRequest { parent: parent.clone(), page_size: 1, page_token: String::new() };
+        let request = ListSandboxesRequest {
+            parent: parent.clone(),
+            page_size: 1,
+            page_token: String::new(),
+            ..Default::default()
+        };
         let list = |c| {
             let request = within(request.clone());
             async move { sandboxes(c).list_sandboxes(request).await }
@@ -45,7 +50,11 @@ impl Follow {
     {
         let mut patience = Patience::new(client, self.deadline);
         loop {
-            let request = WatchSandboxesRequest { parent: self.parent.clone(), watch_token: self.token.clone() };
+            let request = WatchSandboxesRequest {
+                parent: self.parent.clone(),
+                watch_token: self.token.clone(),
+                ..Default::default()
+            };
             let begin = |c| {
                 let request = request.clone();
                 async move { sandboxes(c).watch_sandboxes(request).await }

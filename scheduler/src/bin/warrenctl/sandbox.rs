@@ -68,8 +68,12 @@ async fn get(client: &Client, name: &str) -> Result<Sandbox, Failure> {
 
 /// Every sandbox, page by page.
 pub async fn list(client: &Client, parent: &str) -> Result<Vec<Sandbox>, Failure> {
-    let mut request =
-        ListSandboxesRequest { parent: parent.to_owned(), page_size: PAGE_SIZE, page_token: String::new() };
+    let mut request = ListSandboxesRequest {
+        parent: parent.to_owned(),
+        page_size: PAGE_SIZE,
+        page_token: String::new(),
+        ..Default::default()
+    };
     let mut all = Vec::new();
     loop {
         let list = |c| {

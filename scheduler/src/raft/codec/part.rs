@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_pending_reason::Code;
 
+use super::settings::{isolation, isolation_to, restart, restart_to, settings, settings_beside_labels};
 use super::{CodecError, require};
 use crate::state::command::{RequestKey, TemplateSpec};
 use crate::state::node::NodeReport;
 use crate::state::sandbox::{Exit, PendingCode, PendingReason, SandboxSpec};
+use crate::state::settings::Settings;
 
 pub(super) fn sandbox(text: &str, field: &'static str) -> Result<SandboxName, CodecError> {
     SandboxName::parse(text).map_err(|_| CodecError::Malformed { field })
@@ -65,6 +67,10 @@ pub(super) fn map(pairs: Vec<pb::StoredPair>) -> BTreeMap<String, String> {
     pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
 }
 
+fn secret((name, sealed): (&String, &Vec<u8>)) -> pb::StoredSecret {
+    pb::StoredSecret { name: name.clone(), sealed: sealed.clone() }
+}
+
 pub(super) fn digests(set: &BTreeSet<Digest>) -> Vec<Vec<u8>> {
     set.iter().map(|digest| digest.0.to_vec()).collect()
 }
@@ -74,12 +80,22 @@ pub(super) fn digest_set(list: &[Vec<u8>]) -> Result<BTreeSet<Digest>, CodecErro
 }
 
 pub(super) fn resources_to(from: Resources) -> pb::StoredResources {
-    pb::StoredResources { cpu_milli: from.cpu.0, memory_bytes: from.memory.0, disk_bytes: from.disk.0 }
+    pb::StoredResources {
+        cpu_milli: from.cpu.0,
+        memory_bytes: from.memory.0,
+        disk_bytes: from.disk.0,
+        gpus: from.gpus.0,
+    }
 }
 
 pub(super) fn resources(from: Option<pb::StoredResources>) -> Result<Resources, CodecError> {
     let from = require(from, "resources")?;
-    Ok(Resources { cpu: MilliCpu(from.cpu_milli), memory: Bytes(from.memory_bytes), disk: Bytes(from.disk_bytes) })
+    Ok(Resources {
+        cpu: MilliCpu(from.cpu_milli),
+        memory: Bytes(from.memory_bytes),
+        disk: Bytes(from.disk_bytes),
+        gpus: Gpus(from.gpus),
+    })
 }
 
 impl From<&NodeReport> for pb::StoredNodeReport {
@@ -92,6 +108,7 @@ impl From<&NodeReport> for pb::StoredNodeReport {
             labels: pairs(&from.labels),
             drivers: from.drivers.clone(),
             agent_version: from.agent_version.clone(),
+            fence: from.fence,
         }
     }
 }
@@ -107,6 +124,7 @@ impl TryFrom<pb::StoredNodeReport> for NodeReport {
             labels: map(from.labels),
             drivers: from.drivers,
             agent_version: from.agent_version,
+            fence: from.fence,
         })
     }
 }
@@ -143,9 +161,14 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
             command: from.command.clone(),
             environment: pairs(&from.environment),
             working_directory: from.working_directory.clone(),
-            labels: pairs(&from.labels),
+            labels: pairs(&from.settings.labels),
             resources: Some(resources_to(from.resources)),
             pids: from.pids,
+            settings: settings_beside_labels(&from.settings),
+            secrets: from.secrets.iter().map(secret).collect(),
+            restart: restart_to(from.restart),
+            isolation: isolation_to(from.isolation),
+            queue_timeout_ms: from.queue_timeout_ms.unwrap_or(0),
         }
     }
 }
@@ -158,7 +181,11 @@ impl TryFrom<pb::StoredSandboxSpec> for SandboxSpec {
             command: from.command,
             environment: map(from.environment),
             working_directory: from.working_directory,
-            labels: map(from.labels),
+            settings: Settings { labels: map(from.labels), ..settings(from.settings.unwrap_or_default())? },
+            restart: restart(from.restart),
+            isolation: isolation(from.isolation),
+            queue_timeout_ms: Some(from.queue_timeout_ms).filter(|ms| *ms > 0),
+            secrets: from.secrets.into_iter().map(|secret| (secret.name, secret.sealed)).collect(),
             resources: resources(from.resources)?,
             pids: from.pids,
         })
@@ -175,6 +202,10 @@ impl From<&PendingReason> for pb::StoredPendingReason {
             PendingCode::TooLarge => Code::TooLarge,
             PendingCode::Conflict => Code::Conflict,
             PendingCode::StartFailed => Code::StartFailed,
+            PendingCode::ShortOfGpus => Code::ShortOfGpus,
+            PendingCode::Paused => Code::Paused,
+            PendingCode::Restarting => Code::Restarting,
+            PendingCode::NodeDown => Code::NodeDown,
         };
         Self { code: code.into(), message: from.message.clone() }
     }
@@ -191,6 +222,10 @@ impl TryFrom<pb::StoredPendingReason> for PendingReason {
             Code::TooLarge => PendingCode::TooLarge,
             Code::Conflict => PendingCode::Conflict,
             Code::StartFailed => PendingCode::StartFailed,
+            Code::ShortOfGpus => PendingCode::ShortOfGpus,
+            Code::Paused => PendingCode::Paused,
+            Code::Restarting => PendingCode::Restarting,
+            Code::NodeDown => PendingCode::NodeDown,
             Code::Unspecified => return Err(CodecError::Missing { field: "reason.code" }),
         };
         Ok(Self { code, message: from.message })

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use warren_node_agent::assignment::{Assignment, Outcome, Update};
-use warren_node_agent::reconcile::{self, Held, Report};
+use warren_node_agent::assignment::{Assignment, Outcome, Update, Want};
+use warren_node_agent::driver::InstanceKey;
+use warren_node_agent::reconcile::{self, Held};
 use warren_proto::ids::{Generation, SandboxName};
 use warren_scheduler::state::command::{LedgerId, Observation, Observed, Phase};
 use warren_scheduler::state::node::NodeReport;
@@ -15,16 +16,17 @@ use warren_scheduler::state::sandbox::Exit;
 
 use super::bug::Bug;
 use super::clock::{MS, SECOND};
+use super::gate::Gate;
 use super::queue::Event;
 use super::session::{Down, Refusal, SessionId, Up};
 use super::world::World;
 
-const HANDSHAKE: Duration = Duration::from_secs(5);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 const COALESCE: Duration = Duration::from_millis(10);
 const MAX_PENDING: usize = 8;
 const FIRST_PAUSE: u64 = 100 * MS;
 const LAST_PAUSE: u64 = 5 * SECOND;
-const SLOW_PAUSE: u64 = 30 * SECOND;
+pub const SLOW_PAUSE: u64 = 30 * SECOND;
 
 /// What an agent waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct Process {
     pub assignment: Assignment,
     pub held: BTreeMap<SandboxName, Held>,
     pub link: Option<Link>,
+    pub gate: Gate,
+    lease_until: Option<Duration>,
     next: usize,
     rounds: u32,
 }
@@ -59,10 +63,15 @@ pub struct Link {
     sequence: u64,
     grants: u64,
     pending: BTreeMap<u64, Duration>,
-    told: (Generation, BTreeMap<SandboxName, Report>),
+    told: Snapshot,
     flushing: bool,
     resync_asked: bool,
+    /// Before the Hello was sent.
+    opened: Duration,
 }
+
+/// What a node holds at one moment.
+type Snapshot = (Generation, BTreeMap<InstanceKey, reconcile::Phase>);
 
 impl World {
     fn agent_timer(&mut self, agent: usize, after: Duration, timer: Timer) {
@@ -81,21 +90,25 @@ impl World {
         let host = &mut self.agents[agent];
         host.life += 1;
         let mut held: BTreeMap<SandboxName, Held> = BTreeMap::new();
-        for (sandbox, record) in &host.journal {
-            held.insert(sandbox.clone(), Held { record: Some(record.clone()), ..Held::default() });
+        for (sandbox, (record, foreign)) in &host.journal {
+            let (record, foreign) = (Some(record.clone()), *foreign);
+            held.insert(sandbox.clone(), Held { record, foreign, ..Held::default() });
         }
         for ((sandbox, epoch), instance) in &host.instances {
-            let instance = reconcile::Instance { driver: "sim".to_owned(), presence: instance.presence.clone() };
+            let (presence, fenced) = (instance.presence.clone(), instance.fenced);
+            let instance = reconcile::Instance { driver: "sim".to_owned(), presence, fenced };
             held.entry(sandbox.clone()).or_default().instances.insert(*epoch, instance);
         }
         for (sandbox, held) in &mut held {
             held.adopt();
             if let Some(record) = &held.record {
-                host.journal.insert(sandbox.clone(), record.clone());
+                host.journal.insert(sandbox.clone(), (record.clone(), held.foreign));
             }
         }
         let assignment = Assignment::default();
-        host.process = Some(Process { incarnation, assignment, held, link: None, next, rounds: 0 });
+        let gate = Gate::new(host.published);
+        host.process =
+            Some(Process { incarnation, assignment, held, link: None, gate, lease_until: None, next, rounds: 0 });
         self.trace.note(self.now, format_args!("{} agent {incarnation} starts", host.id));
         self.settle_actions(agent);
         self.agent_timer(agent, Duration::ZERO, Timer::Connect);
@@ -149,8 +162,9 @@ impl World {
             return self.pause(agent, FIRST_PAUSE);
         }
         let id = self.open_session(agent, replica);
-        let (generation, reports) = self.snapshot(agent);
+        let told = self.snapshot(agent);
         let host = &self.agents[agent];
+        let opened = host.reading(self.now);
         let Some(process) = &host.process else { return };
         let report = NodeReport {
             incarnation: process.incarnation,
@@ -160,8 +174,9 @@ impl World {
             labels: BTreeMap::new(),
             drivers: vec!["sim".to_owned()],
             agent_version: "sim".to_owned(),
+            fence: host.has_fence,
         };
-        let observation = self.observation(agent, &reports, None);
+        let observation = self.observation(agent, &told, None);
         let ledger_id = host.ledger_file;
         let link = Link {
             id,
@@ -170,9 +185,10 @@ impl World {
             sequence: 0,
             grants: 0,
             pending: BTreeMap::new(),
-            told: (generation, reports),
+            told,
             flushing: false,
             resync_asked: false,
+            opened,
         };
         if let Some(process) = self.process(agent) {
             process.link = Some(link);
@@ -230,7 +246,7 @@ impl World {
 
     fn welcomed(&mut self, agent: usize, id: SessionId, ledger_id: LedgerId, lease: Duration) {
         match self.agents[agent].ledger_file {
-            Some(ours) if ours != ledger_id => return self.end_session(agent, SLOW_PAUSE),
+            Some(ours) if ours != ledger_id => self.change_ledger(agent, ledger_id),
             Some(_) => {}
             None => self.agents[agent].ledger_file = Some(ledger_id),
         }
@@ -262,37 +278,102 @@ impl World {
     }
 
     fn granted(&mut self, agent: usize, id: SessionId, sequence: u64) {
-        let arrived = self.agents[agent].clock.monotonic(self.now);
+        let arrived = self.agents[agent].reading(self.now);
         let from_receipt = self.bug == Some(Bug::LeaseFromReceipt);
-        let Some(link) = self.link(agent, id) else { return };
+        let Some(process) = self.process(agent) else { return };
+        let lease_until = process.lease_until;
+        let Some(link) = process.link.as_mut().filter(|link| link.id == id) else { return };
         let Some(sent) = link.pending.remove(&sequence) else { return };
         link.pending = link.pending.split_off(&sequence);
+        if lease_until.is_some_and(|until| link.opened < until && until <= arrived) {
+            // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.
+            return self.end_session(agent, FIRST_PAUSE);
+        }
         link.grants += 1;
-        let (lease, grants) = (link.lease, link.grants);
+        let (lease, grants, opened) = (link.lease, link.grants, link.opened);
         let until = if from_receipt { arrived } else { sent } + lease;
-        self.extend_lease(agent, until);
+        let ends = self.agents[agent].clock.when(until);
+        self.oracle.lease_taken(&self.agents[agent].id, id, sequence, ends);
+        let Some(process) = self.process(agent) else { return };
+        process.lease_until = process.lease_until.max(Some(until));
+        process.gate.leased(until, opened);
+        self.extend_gate(agent);
         self.agent_timer(agent, lease, Timer::Silence(id, grants));
     }
 
-    /// A lease only ever moves forward.
-    fn extend_lease(&mut self, agent: usize, until: Duration) {
-        let host = &mut self.agents[agent];
-        if host.lease_until.is_none_or(|have| have < until) {
-            host.lease_until = Some(until);
-            let at = host.clock.when(until);
-            self.queue.put(at, Event::Fence { agent });
+    /// Tells the fence of the last grant, where it may be told; what waited for that begins.
+    pub fn extend_gate(&mut self, agent: usize) {
+        let now = self.agents[agent].reading(self.now);
+        let Some(process) = self.process(agent) else { return };
+        let was_closed = process.gate.is_closed(now);
+        let (assignment, held) = (&process.assignment, &process.held);
+        let unsettled = |(name, held): (&SandboxName, &Held)| {
+            reconcile::is_unsettled(assignment.goal(name), assignment.is_known(), held)
+        };
+        let Some(until) = process.gate.extend(now, || !held.iter().any(unsettled)) else { return };
+        self.publish(agent, until);
+        if was_closed {
+            self.settle_actions(agent);
         }
+    }
+
+    /// What the assignment wants to run is the ledger's, whosever it was.
+    fn own_the_named(&mut self, agent: usize) {
+        let host = &mut self.agents[agent];
+        if !self.upheaval || host.ledger_file != self.oracle.state().ledger_id {
+            return;
+        }
+        let Some(process) = &host.process else { return };
+        for (name, goal) in process.assignment.goals() {
+            if let (Want::Running(_), Some(instance)) =
+                (&goal.want, host.instances.get_mut(&(name.clone(), goal.epoch)))
+            {
+                instance.disowned = false;
+            }
+        }
+    }
+
+    /// The leader's ledger was restored from the one that the node belongs to: what is here is that one's until this one names
+    /// it.
+    fn change_ledger(&mut self, agent: usize, ledger_id: LedgerId) {
+        let host = &mut self.agents[agent];
+        if let Some(process) = &mut host.process {
+            process.assignment = Assignment::default();
+            for (name, held) in &mut process.held {
+                let starting = match held.busy {
+                    Some(reconcile::Action::Start(epoch)) => Some(epoch),
+                    _ => None,
+                };
+                let recorded = held.record.as_ref().map(|record| record.epoch);
+                let newest = held.instances.keys().copied().chain(starting).chain(recorded).max();
+                held.foreign = newest.or(held.foreign);
+                if let Some(record) = &held.record {
+                    host.journal.insert(name.clone(), (record.clone(), held.foreign));
+                }
+            }
+        }
+        host.ledger_file = Some(ledger_id);
     }
 
     fn assign(&mut self, agent: usize, id: SessionId, update: Update) {
         let Some(process) = self.process(agent) else { return };
         let whole = matches!(update, Update::Full { .. });
         let outcome = process.assignment.apply(update);
-        let Some(link) = self.link(agent, id) else { return };
+        let Some(link) = process.link.as_mut().filter(|link| link.id == id) else { return };
         link.resync_asked &= !whole;
         match outcome {
             Outcome::NeedWhole if !std::mem::replace(&mut link.resync_asked, true) => self.send_up(id, Up::Resync),
             Outcome::Applied => {
+                if whole {
+                    process.gate.assigned(link.opened);
+                }
+                for (name, goal) in process.assignment.goals() {
+                    if let (Want::Running(_), Some(held)) = (&goal.want, process.held.get_mut(name)) {
+                        held.is_named(goal.epoch);
+                    }
+                }
+                self.own_the_named(agent);
+                self.extend_gate(agent);
                 self.settle_actions(agent);
                 self.ring(agent);
             }
@@ -318,32 +399,28 @@ impl World {
             return;
         }
         let before = std::mem::replace(&mut link.told, now.clone());
-        let observation = self.observation(agent, &now.1, Some(&before.1));
+        let observation = self.observation(agent, &now, Some(&before));
         self.send_up(id, Up::Observation(observation));
     }
 
-    fn snapshot(&self, agent: usize) -> (Generation, BTreeMap<SandboxName, Report>) {
+    fn snapshot(&self, agent: usize) -> Snapshot {
         let Some(process) = &self.agents[agent].process else { return (Generation(0), BTreeMap::new()) };
         (process.assignment.generation(), reconcile::report_all(&process.assignment, &process.held))
     }
 
-    fn observation(
-        &self,
-        agent: usize,
-        reports: &BTreeMap<SandboxName, Report>,
-        before: Option<&BTreeMap<SandboxName, Report>>,
-    ) -> Observation {
-        let news = |name: &SandboxName, report: &Report| before.and_then(|b| b.get(name)) != Some(report);
-        let changed = reports.iter().filter(|(name, report)| news(name, report));
+    /// Everything, or what is new since `before`.
+    fn observation(&self, agent: usize, now: &Snapshot, before: Option<&Snapshot>) -> Observation {
+        let is_new = |key: &InstanceKey, phase| before.and_then(|before| before.1.get(key)) != Some(phase);
+        let changed = now.1.iter().filter(|(key, phase)| is_new(key, phase));
         Observation {
-            sandboxes: changed.map(|(name, report)| observed(name, report)).collect(),
-            templates: self.agents[agent].templates.iter().copied().collect(),
+            sandboxes: changed.map(|(key, phase)| observed(key, phase)).collect(),
+            templates: Some(self.agents[agent].templates.iter().copied().collect()),
         }
     }
 }
 
-fn observed(sandbox: &SandboxName, report: &Report) -> Observed {
-    let phase = match &report.phase {
+fn observed(key: &InstanceKey, phase: &reconcile::Phase) -> Observed {
+    let phase = match phase {
         reconcile::Phase::Starting => Phase::Starting,
         reconcile::Phase::Running => Phase::Running,
         reconcile::Phase::Exited(ended) => Phase::Exited {
@@ -356,5 +433,5 @@ fn observed(sandbox: &SandboxName, report: &Report) -> Observed {
         reconcile::Phase::Removed => Phase::Removed,
         reconcile::Phase::Orphan => Phase::Orphan,
     };
-    Observed { sandbox: sandbox.clone(), epoch: report.epoch, phase }
+    Observed { sandbox: key.sandbox.clone(), epoch: key.epoch, phase }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use warren_proto::ids::{SandboxName, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
-use warren_scheduler::state::command::{Body, Caller, Decision, RequestKey, Role};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
+use warren_scheduler::state::command::{Body, Caller, RequestKey, Role};
 use warren_scheduler::state::outcome::Reply;
 use warren_scheduler::state::sandbox::SandboxSpec;
+use warren_scheduler::state::settings::{Expiry, Isolation, Restart, Settings};
 
 use super::clock::{At, Clock, MS, SECOND};
 use super::leader::Origin;
@@ -32,15 +33,6 @@ pub enum Op {
     Create { chosen: Option<SandboxName>, tenant: TenantId, spec: Arc<SandboxSpec>, key: Option<RequestKey> },
     Delete { name: SandboxName, key: Option<RequestKey> },
     List,
-}
-
-impl Op {
-    pub fn key(&self) -> Option<RequestKey> {
-        match self {
-            Self::Create { key, .. } | Self::Delete { key, .. } => *key,
-            Self::List => None,
-        }
-    }
 }
 
 /// One attempt.
@@ -137,19 +129,37 @@ impl World {
             command: Vec::new(),
             environment: BTreeMap::new(),
             working_directory: String::new(),
-            labels: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             resources: Resources {
                 cpu: MilliCpu(250 * self.rng.between(1, 8)),
                 memory: Bytes(Bytes::MIB * 256 * self.rng.between(1, 12)),
                 disk: Bytes(Bytes::GIB),
+                gpus: Gpus(u64::from(self.rng.per_mille(100))),
             },
             pids: 64,
+            restart: match self.rng.below(6) {
+                0 => Restart::Always,
+                1 => Restart::OnFailure,
+                _ => Restart::Never,
+            },
+            isolation: if self.rng.per_mille(self.plan.freezing) { Isolation::Freeze } else { Isolation::Keep },
+            queue_timeout_ms: self.rng.per_mille(150).then(|| self.rng.between(1_000, 120_000)),
+            settings: Settings {
+                expiry: match self.rng.below(8) {
+                    0 => Expiry::After(self.rng.between(1_000, 600_000)),
+                    _ => Expiry::Never,
+                },
+                priority: u8::try_from(self.rng.below(3)).unwrap_or(0),
+                ..Settings::default()
+            },
         };
+        // What the first level knows is asked for too.
+        let spec = if self.rng.per_mille(250) { plain(spec) } else { spec };
         let chosen = self.rng.per_mille(300).then(|| {
             let name = format!("tenants/{tenant}/sandboxes/s{}", self.rng.below(6));
             SandboxName::parse(&name).expect("a valid name")
         });
-        let key = self.new_key(client, 1, &format!("{chosen:?} {:?}", spec.resources));
+        let key = self.new_key(client, 1, &format!("{chosen:?} {spec:?}"));
         Op::Create { chosen, tenant, spec: Arc::new(spec), key }
     }
 
@@ -196,9 +206,9 @@ impl World {
                 let fresh = format!("tenants/{tenant}/sandboxes/r{}", self.names_made);
                 let sandbox = chosen.unwrap_or_else(|| SandboxName::parse(&fresh).expect("a valid name"));
                 let (decision, reserved) = self.decide(replica, &spec);
-                debug_assert!(reserved.is_none() || matches!(decision, Decision::Place(_)));
-                let body = Body::CreateSandbox { sandbox, spec: SandboxSpec::clone(&spec), decision, request: key };
-                self.propose(replica, caller, body, Origin::Create { call: id, reserved });
+                let held = reserved.into_iter().collect();
+                let body = Body::CreateSandbox { sandbox, spec, decision, request: key };
+                self.propose(replica, caller, body, Origin::Create { call: id, held });
             }
             Op::Delete { name, key } => {
                 let body = Body::DeleteSandbox { sandbox: name, request: key };
@@ -223,7 +233,7 @@ impl World {
         self.answer(id, Answer::Listed { revision: state.revision, names });
     }
 
-    pub fn answer_call(&mut self, id: CallId, _replica: usize, outcome: Result<Outcome, Unsettled>) {
+    pub fn answer_call(&mut self, id: CallId, outcome: Result<Outcome, Unsettled>) {
         let answer = match outcome {
             Ok(outcome) => Answer::Settled(outcome),
             Err(Unsettled::NotLeader | Unsettled::Unknown) => Answer::Unknown,
@@ -261,7 +271,7 @@ impl World {
         }
     }
 
-    fn try_again(&mut self, call: Call) {
+    pub fn try_again(&mut self, call: Call) {
         let repeats = call.attempt < MAX_ATTEMPTS && self.rng.per_mille(900);
         // Without a request id or a chosen name a create cannot be repeated safely.
         let safe = match &call.op {
@@ -278,6 +288,18 @@ impl World {
     fn think(&mut self) -> At {
         let most = self.plan.think.max(2);
         self.rng.between(most / 10, most)
+    }
+}
+
+/// Without what later levels brought.
+fn plain(spec: SandboxSpec) -> SandboxSpec {
+    SandboxSpec {
+        resources: Resources { gpus: Gpus(0), ..spec.resources },
+        restart: Restart::Never,
+        isolation: Isolation::Keep,
+        queue_timeout_ms: None,
+        settings: Settings::default(),
+        ..spec
     }
 }
 

@@ -1,7 +1,7 @@
 //! Virtual time: one true time that nobody in the simulated world can read, and a pair of clocks for each machine.
 //!
-//! A monotonic clock runs a little too fast or too slow and never jumps. A wall clock follows it from an offset that faults
-//! change. True time counts microseconds from the beginning of the world.
+//! A monotonic clock runs a little too fast or too slow and never jumps. A wall clock is kept right by a time service, but
+//! for an offset that faults change. True time counts microseconds from the beginning of the world.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ impl Clock {
 
     /// The wall clock, as log time has it.
     pub fn wall(&self, now: At) -> LogTime {
-        let ms = i128::from(BEGINNING_MS) + i128::from(self.local(now) / MS) + i128::from(self.wall_offset_ms);
+        let ms = i128::from(BEGINNING_MS) + i128::from(now / MS) + i128::from(self.wall_offset_ms);
         LogTime(u64::try_from(ms).unwrap_or(0))
     }
 
@@ -71,6 +71,11 @@ impl Clock {
     pub fn after(&self, now: At, span: Duration) -> At {
         self.when(self.monotonic(now) + span).max(now)
     }
+}
+
+/// A span in the units of [`At`].
+pub fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Right wall time.

@@ -1,6 +1,9 @@
 //! What goes wrong, and how it is put right.
 
-use super::clock::{MS, SECOND};
+use warren_scheduler::state::command::Body;
+
+use super::agent::SLOW_PAUSE;
+use super::clock::{MS, SECOND, micros};
 use super::queue::Event;
 use super::world::World;
 
@@ -47,8 +50,14 @@ impl World {
 
     /// Around a lease: what is shorter or longer than one matters most.
     fn about_a_lease(&mut self) -> u64 {
-        let lease = u64::try_from(self.lease.as_micros()).unwrap_or(SECOND);
-        self.rng.between(lease / 20, lease * 3)
+        let lease = micros(self.lease);
+        // From the last renewal to the verdict that a node is down.
+        let down = lease * 202 / 100 + 2 * SECOND;
+        match self.rng.below(10) {
+            0..5 => self.rng.between(lease / 20, lease * 3),
+            5..8 => self.rng.between(down - SECOND, down + SECOND),
+            _ => self.rng.between(down, down * 3),
+        }
     }
 
     fn fault_replica_crash(&mut self) {
@@ -88,22 +97,14 @@ impl World {
             if self.log.leader.is_none_or(|leader| !self.really_leads(leader, current)) {
                 self.schedule_election();
             }
-            return;
+            return self.send_again();
         };
         if lead.term < current {
             let at = self.now + self.latency();
             return self.queue.put(at, Event::StepDown { replica, term: current });
         }
-        // It leads still: what it has under way goes out now.
-        let (term, waiting) = (lead.term, lead.under_way.len());
-        if let Some(lead) = &mut self.replicas[replica].lead {
-            lead.under_way.iter_mut().for_each(|batch| batch.sent = true);
-        }
-        for n in 0..waiting as u64 {
-            let at = self.now + self.latency() + n;
-            self.queue.put(at, Event::Committed { replica, term });
-        }
         self.schedule_election();
+        self.send_again();
     }
 
     fn fault_transfer(&mut self) {
@@ -208,5 +209,30 @@ impl World {
             self.wake_agent(agent);
             self.start_agent(agent);
         }
+    }
+
+    /// Puts everything right, waits until it must have had its effect, and lets the oracle look at what has become of it all.
+    pub fn settle_down(&mut self) {
+        if self.oracle.violation.is_some() {
+            return;
+        }
+        self.calm_down();
+        // The slowest agent comes back after its longest pause and two leases; then starts fail three times at most.
+        let long = 2 * SLOW_PAUSE + 5 * micros(self.lease) + 20 * SECOND;
+        let end = self.now + long;
+        self.queue.put(self.now + 2 * SECOND, Event::CalmOperator);
+        while self.oracle.violation.is_none() && self.now < end && self.step() {}
+        if self.oracle.violation.is_none() {
+            self.oracle.all_is_calm(&self.agents);
+        }
+    }
+
+    /// Operators say again what they said before anybody led.
+    pub fn calm_operator(&mut self) {
+        let pauses = Body::SetPause { creates: Some(false), placement: Some(false), moves: Some(false) };
+        for body in [Body::ReleaseBrake, pauses] {
+            self.operate(body);
+        }
+        self.queue.put(self.now + 5 * SECOND, Event::CalmOperator);
     }
 }

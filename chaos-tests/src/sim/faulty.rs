@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use warren_proto::ids::Epoch;
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_scheduler::state::State;
 use warren_scheduler::state::command::{Body, Command, Decision};
-use warren_scheduler::state::event::EventRing;
 use warren_scheduler::state::request::RequestTable;
 use warren_scheduler::state::sandbox::Sandbox;
 
@@ -31,7 +30,8 @@ fn without_fit_check(state: &mut State, index: u64, command: &Command) -> Outcom
     let Some(honest) = state.nodes.get(placed).map(|node| node.report.capacity) else {
         return state.apply(index, command);
     };
-    let endless = Resources { cpu: MilliCpu(u64::MAX), memory: Bytes(u64::MAX), disk: Bytes(u64::MAX) };
+    let most = u64::MAX;
+    let endless = Resources { cpu: MilliCpu(most), memory: Bytes(most), disk: Bytes(most), gpus: Gpus(most) };
     set_capacity(state, placed, endless);
     let outcome = state.apply(index, command);
     set_capacity(state, placed, honest);
@@ -64,7 +64,6 @@ fn without_new_epoch(state: &mut State, index: u64, command: &Command) -> Outcom
 /// What is read back of a checkpoint of `state`.
 pub fn checkpoint(state: &State, bug: Option<Bug>) -> State {
     let mut read = state.clone();
-    read.events = EventRing::starting_after(state.revision);
     if bug == Some(Bug::RequestsNotInCheckpoint) {
         read.requests = RequestTable::default();
     }

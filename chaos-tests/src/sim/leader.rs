@@ -1,20 +1,20 @@
 //! What a leader does of its own accord, step for step as `controller` does it: opens its term, plans with the real
-//! planners over the real view, and holds room in the view for what is under way.
+//! planners over the real view, judges silent nodes by the real `Liveness`, and holds room in the view for what is under way.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
 use warren_proto::ids::NodeId;
 use warren_proto::units::Resources;
 use warren_scheduler::controller::liveness::Liveness;
-use warren_scheduler::placement::{Request, place};
+use warren_scheduler::controller::log_clock::LogClock;
+use warren_scheduler::placement::view::Reservation;
 use warren_scheduler::plan;
-use warren_scheduler::state::command::{Body, Caller, Decision, LedgerId, LogTime, Phase};
-use warren_scheduler::state::node::Node;
+use warren_scheduler::plan::liveness::Verdict;
+use warren_scheduler::plan::moves::Searched;
+use warren_scheduler::state::command::{Body, Caller, LedgerId, LogTime};
+use warren_scheduler::state::node::Condition;
 use warren_scheduler::state::outcome::Rejected;
-use warren_scheduler::state::sandbox::SandboxSpec;
 
 use super::bug::Bug;
 use super::client::CallId;
@@ -26,8 +26,10 @@ use super::world::World;
 
 /// As in `controller::leader`.
 pub const FREEZE_BUDGET: Duration = Duration::from_secs(1);
+pub const CLOCK_DRIFT: f64 = 1.01;
 const IDLE_PASS: Duration = Duration::from_secs(10);
 const RETRY_PAUSE_MS: u64 = 200;
+const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// A leader's memory. All of it goes with its leadership.
 #[derive(Debug)]
@@ -36,28 +38,69 @@ pub struct Lead {
     /// The term is open: it may plan.
     pub open: bool,
     pub liveness: Liveness,
+    pub log_clock: Option<LogClock>,
+    searched: Searched,
     pub sessions: BTreeMap<NodeId, SessionId>,
     pub waiting: Vec<Proposal>,
     pub flushing: bool,
     pub under_way: VecDeque<Batch>,
+    /// Answers of a majority that are on their way.
+    pub acks: usize,
     /// Proposals of the pass under way that have no outcome yet.
-    pub passing: usize,
-    pub failed: bool,
+    passing: usize,
+    failed: bool,
     /// State changed since the pass began.
-    pub changed: bool,
-    pub wake: Option<u64>,
+    changed: bool,
+    wake: Option<u64>,
+}
+
+/// Room that a decision holds, as the view and as the oracle know it.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub reservation: Reservation,
+    pub node: NodeId,
+    pub resources: Resources,
 }
 
 /// Who waits for a proposal's outcome.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    OpenTerm { term: u64 },
-    Planned { term: u64, reserved: Option<(NodeId, Resources)>, lapsed: Option<NodeId> },
-    Create { call: CallId, reserved: Option<(NodeId, Resources)> },
-    Call { call: CallId },
-    Register { session: SessionId },
-    Observe { session: SessionId, hello: bool },
-    Returned { session: SessionId, sequence: u64 },
+    OpenTerm {
+        term: u64,
+    },
+    /// The clock is set in the middle of a term.
+    SetClock {
+        term: u64,
+    },
+    Planned {
+        term: u64,
+    },
+    Placed {
+        term: u64,
+        held: Held,
+    },
+    Judged {
+        term: u64,
+        verdict: Verdict,
+    },
+    Create {
+        call: CallId,
+        held: Vec<Held>,
+    },
+    Call {
+        call: CallId,
+    },
+    Register {
+        session: SessionId,
+    },
+    Observe {
+        session: SessionId,
+        hello: bool,
+    },
+    Returned {
+        session: SessionId,
+        sequence: u64,
+    },
     Nobody,
 }
 
@@ -67,10 +110,13 @@ impl Lead {
             term,
             open: false,
             liveness: Liveness::default(),
+            log_clock: None,
+            searched: Searched::new(),
             sessions: BTreeMap::new(),
             waiting: Vec::new(),
             flushing: false,
             under_way: VecDeque::new(),
+            acks: 0,
             passing: 0,
             failed: false,
             changed: false,
@@ -80,15 +126,54 @@ impl Lead {
 }
 
 impl World {
-    /// The time that a replica's proposals carry.
-    pub fn proposal_time(&self, replica: usize) -> LogTime {
-        self.replicas[replica].clock.wall(self.now)
+    /// Log time as a leader has it: what its proposals carry.
+    pub fn log_now(&self, replica: usize) -> LogTime {
+        let this = &self.replicas[replica];
+        if self.bug == Some(Bug::ClockPoison) {
+            return this.clock.wall(self.now);
+        }
+        let reading = instant(this.clock.monotonic(self.now));
+        let clock = this.lead.as_ref().and_then(|lead| lead.log_clock);
+        clock.map_or(this.state.log_time, |clock| clock.read(reading).max(this.state.log_time))
     }
 
-    /// The next thing that must stand in the ledger before anything is planned.
+    /// The clocks of a quorum, this one's among them; fewer where it reaches fewer.
+    fn read_clocks(&mut self, replica: usize) -> Vec<LogTime> {
+        let quorum = self.replicas.len() / 2 + 1;
+        let mut others: Vec<usize> = (0..self.replicas.len())
+            .filter(|other| *other != replica && self.replicas[*other].up && !self.replicas[*other].cut)
+            .collect();
+        let mut samples = vec![self.replicas[replica].clock.wall(self.now)];
+        while samples.len() < quorum && !others.is_empty() && !self.replicas[replica].cut {
+            let other = others.swap_remove(self.rng.index(others.len()));
+            samples.push(self.replicas[other].clock.wall(self.now));
+        }
+        if samples.len() < quorum { Vec::new() } else { samples }
+    }
+
+    /// Sets log time by a quorum's clocks. Without a quorum nothing comes of it.
+    fn set_clock(&mut self, replica: usize, origin: Origin) {
+        let samples = self.read_clocks(replica);
+        if samples.is_empty() {
+            return self.settle(replica, origin, Err(Unsettled::Unknown));
+        }
+        self.propose(replica, controller(), Body::AdvanceTime { samples }, origin);
+    }
+
+    fn clock_was_set(&mut self, replica: usize, term: u64) {
+        let this = &mut self.replicas[replica];
+        let (at, reading) = (this.state.log_time, instant(this.clock.monotonic(self.now)));
+        if let Some(lead) = this.leads(term) {
+            lead.log_clock = Some(LogClock::starting(at, reading));
+        }
+    }
+
+    /// The first thing that must stand in the ledger before anything is planned.
     pub fn open_term(&mut self, replica: usize, term: u64) {
-        let samples = vec![self.proposal_time(replica)];
-        self.propose(replica, controller(), Body::AdvanceTime { samples }, Origin::OpenTerm { term });
+        if let Some(lead) = self.replicas[replica].leads(term) {
+            lead.log_clock = None;
+        }
+        self.set_clock(replica, Origin::OpenTerm { term });
     }
 
     fn term_opening(&mut self, replica: usize, term: u64, outcome: Result<Outcome, Unsettled>) {
@@ -102,28 +187,25 @@ impl World {
                 return self.queue.put(at, Event::OpenTerm { replica, term });
             }
         }
-        let this = &self.replicas[replica];
-        if this.state.ledger_id.is_none() {
+        if self.replicas[replica].lead.as_ref().is_some_and(|lead| lead.log_clock.is_none()) {
+            self.clock_was_set(replica, term);
+        }
+        if self.replicas[replica].state.ledger_id.is_none() {
             let ledger_id = LedgerId(u128::from(self.rng.next()) + 1);
             return self.propose(replica, controller(), Body::OpenLedger { ledger_id }, Origin::OpenTerm { term });
-        }
-        let (id, api_address) = (this.id, format!("10.0.0.{}:7000", this.id.0));
-        if this.state.replicas.get(&id).is_none_or(|known| known.api_address != api_address) {
-            let body = Body::PutReplica { replica: id, api_address, token_key: [replica as u8; 32] };
-            return self.propose(replica, controller(), body, Origin::OpenTerm { term });
         }
         self.begin_term(replica, term);
     }
 
     fn begin_term(&mut self, replica: usize, term: u64) {
-        let wait = self.lease.mul_f64(1.01) + FREEZE_BUDGET;
+        let wait = self.lease.mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;
         let this = &mut self.replicas[replica];
-        let deadline = instant(this.clock.monotonic(self.now) + wait);
-        let nodes: Vec<NodeId> =
-            this.state.nodes.values().filter(|node| node.reachable).map(|node| node.id.clone()).collect();
+        let until = instant(this.clock.monotonic(self.now) + wait);
+        let nodes: Vec<(NodeId, Condition)> =
+            this.state.nodes.values().map(|node| (node.id.clone(), node.condition)).collect();
         let Some(lead) = this.leads(term) else { return };
         lead.open = true;
-        lead.liveness.begin_term(nodes.into_iter(), deadline);
+        lead.liveness.begin_term(nodes.into_iter(), until, wait);
         self.wake_planner(replica, 0);
     }
 
@@ -140,7 +222,7 @@ impl World {
         }
     }
 
-    pub fn after_leader_applied(&mut self, replica: usize, _term: u64) {
+    pub fn after_leader_applied(&mut self, replica: usize) {
         let delay = self.rng.between(10, 500);
         self.wake_planner(replica, delay);
     }
@@ -148,114 +230,114 @@ impl World {
     /// Plans once and proposes everything planned.
     pub fn pass(&mut self, replica: usize, term: u64) {
         let now = self.now;
-        let log_now = self.proposal_time(replica);
-        let fleet = self.nodes_for_view(replica);
-        let this = &mut self.replicas[replica];
-        let monotonic = this.clock.monotonic(now);
-        let state = this.state.clone();
-        let Some(lead) = this.lead.as_mut().filter(|lead| lead.term == term) else { return };
+        let Some(lead) = self.replicas[replica].leads(term) else { return };
         if lead.wake.is_none_or(|wake| wake > now) || lead.passing > 0 {
             return;
         }
-        lead.wake = None;
-        let lapsed = lead.liveness.take_lapsed(instant(monotonic), plan::MAX_COMMANDS);
-        let mut planned: Vec<(Body, Option<(NodeId, Resources)>, Option<NodeId>)> = Vec::new();
-        for node in lapsed.iter().filter_map(|id| state.nodes.get(id)).filter(|node| node.reachable) {
-            let (id, incarnation) = (node.id.clone(), node.report.incarnation);
-            let body = Body::SetNodeReachable { node: id.clone(), incarnation, reachable: false };
-            planned.push((body, None, Some(id)));
-        }
-        let upkeep = plan::ended::plan(&state, log_now).into_iter().chain(plan::tick::plan(&state, log_now));
-        planned.extend(upkeep.map(|body| (body, None, None)));
-        this.view.sync(&fleet);
-        for body in plan::pending::plan(&state, &mut this.view) {
-            let reserved = match &body {
-                Body::PlaceSandbox { sandbox, node, .. } => {
-                    state.sandboxes.get(sandbox).map(|sandbox| (node.clone(), sandbox.spec.resources))
-                }
-                _ => None,
-            };
-            planned.push((body, reserved, None));
-        }
-        if let Some(lead) = &mut self.replicas[replica].lead {
-            (lead.passing, lead.failed, lead.changed) = (planned.len(), false, false);
-        }
-        if planned.is_empty() {
-            return self.sleep_until_due(replica);
-        }
-        for (body, reserved, lapsed) in planned {
-            if let Some((node, resources)) = &reserved {
-                self.oracle.decided(replica, term, node, *resources, &self.replicas[replica].state);
+        (lead.wake, lead.failed, lead.changed) = (None, false, false);
+        let log_now = self.log_now(replica);
+        let state = self.replicas[replica].state.clone();
+        if plan::tick::needs_quorum(&state, log_now) {
+            if let Some(lead) = self.replicas[replica].leads(term) {
+                lead.passing = 1;
             }
-            self.propose(replica, controller(), body, Origin::Planned { term, reserved, lapsed });
+            return self.set_clock(replica, Origin::SetClock { term });
         }
+        let fleet = self.fleet_for_view(replica);
+        let this = &mut self.replicas[replica];
+        let monotonic = instant(this.clock.monotonic(now));
+        let Some(lead) = this.lead.as_mut() else { return };
+        let verdicts = lead.liveness.judge(monotonic, plan::MAX_COMMANDS);
+        let mut bodies: Vec<Body> = plan::level::plan(&state).into_iter().collect();
+        bodies.extend(plan::ended::plan(&state, log_now));
+        bodies.extend(plan::due::plan(&state, log_now));
+        bodies.extend(plan::tick::plan(&state, log_now));
+        bodies.extend(plan::moves::plan(&state, &mut lead.searched));
+        this.view.sync(&fleet);
+        let placements = plan::pending::plan(&state, &mut this.view, log_now);
+        // One more, which is settled last here: so a pass never ends while it is still proposing.
+        lead.passing = verdicts.len() + bodies.len() + placements.commands.len() + 1;
+        for verdict in verdicts {
+            self.judge(replica, term, verdict);
+        }
+        for body in bodies {
+            self.propose(replica, controller(), body, Origin::Planned { term });
+        }
+        let mut reserved = placements.reserved.into_iter();
+        for body in placements.commands {
+            let origin = match self.room_of(replica, term, &body, &mut reserved) {
+                Some(held) => Origin::Placed { term, held },
+                None => Origin::Planned { term },
+            };
+            self.propose(replica, controller(), body, origin);
+        }
+        self.one_settled(replica, term, false);
+    }
+
+    /// The room that a planned placement holds; the oracle is told of it.
+    fn room_of(
+        &mut self,
+        replica: usize,
+        term: u64,
+        body: &Body,
+        reserved: &mut impl Iterator<Item = Reservation>,
+    ) -> Option<Held> {
+        let Body::PlaceSandbox { sandbox, node, .. } = body else { return None };
+        let resources = self.replicas[replica].state.sandboxes.get(sandbox)?.spec.resources;
+        let reservation = reserved.next()?;
+        self.oracle.decided(replica, term, node, resources, &self.replicas[replica].state);
+        Some(Held { reservation, node: node.clone(), resources })
+    }
+
+    fn judge(&mut self, replica: usize, term: u64, verdict: Verdict) {
+        let state = self.replicas[replica].state.clone();
+        self.trace
+            .note(self.now, format_args!("replica {replica} thinks {} {}", verdict.node, verdict.condition.name()));
+        match plan::liveness::plan(&state, std::slice::from_ref(&verdict)).into_iter().next() {
+            Some(body) => self.propose(replica, controller(), body, Origin::Judged { term, verdict }),
+            None => self.judged(replica, term, &verdict, Ok(())),
+        }
+    }
+
+    fn judged(&mut self, replica: usize, term: u64, verdict: &Verdict, result: Result<(), bool>) {
+        let this = &mut self.replicas[replica];
+        let reading = this.clock.monotonic(self.now);
+        let stands = this.state.nodes.get(&verdict.node).is_none_or(|node| match verdict.condition {
+            Condition::Down => node.condition == Condition::Down,
+            _ => node.condition != Condition::Ready,
+        });
+        let again = if result.is_err() { reading + BRAKED_PAUSE } else { reading };
+        if let Some(lead) = this.leads(term) {
+            lead.liveness.settled(verdict, stands, instant(again));
+        }
+        self.one_settled(replica, term, result == Err(true));
     }
 
     fn sleep_until_due(&mut self, replica: usize) {
         let this = &self.replicas[replica];
-        let idle = this.clock.after(self.now, IDLE_PASS) - self.now;
+        let reading = this.clock.monotonic(self.now);
+        let log_now = self.log_now(replica);
         let Some(lead) = &this.lead else { return };
-        let monotonic = this.clock.monotonic(self.now);
-        let due = lead.liveness.next_deadline().map(|at| at.saturating_duration_since(instant(monotonic)));
-        let delay = due.map_or(idle, |due| idle.min(this.clock.after(self.now, due) - self.now));
+        let judged = lead.liveness.next_deadline().map(|at| at.saturating_duration_since(instant(reading)));
+        let due = plan::due::next(&this.state, log_now);
+        let due = due.map(|at| Duration::from_millis(at.0.saturating_sub(log_now.0)));
+        let wait = [due, judged].into_iter().flatten().fold(IDLE_PASS, Duration::min);
+        let delay = this.clock.after(self.now, wait) - self.now;
         self.wake_planner(replica, delay);
     }
 
-    fn planned_settled(&mut self, replica: usize, term: u64, lapsed: Option<NodeId>, unsettled: bool) {
-        let again = instant(self.replicas[replica].clock.monotonic(self.now));
+    fn one_settled(&mut self, replica: usize, term: u64, failed: bool) {
         let Some(lead) = self.replicas[replica].leads(term) else { return };
         lead.passing = lead.passing.saturating_sub(1);
-        lead.failed |= unsettled;
-        if unsettled && let Some(node) = lapsed {
-            lead.liveness.renew(&node, again);
-        }
+        lead.failed |= failed;
         if lead.passing > 0 {
             return;
         }
-        let (failed, changed) = (lead.failed, lead.changed);
-        match (failed, changed) {
+        match (lead.failed, lead.changed) {
             (true, _) => self.wake_planner(replica, RETRY_PAUSE_MS * MS),
             (false, true) => self.wake_planner(replica, 100),
             (false, false) => self.sleep_until_due(replica),
         }
-    }
-
-    /// Chooses a node for a new sandbox and holds its room in the view.
-    pub fn decide(&mut self, replica: usize, spec: &SandboxSpec) -> (Decision, Option<(NodeId, Resources)>) {
-        let fleet = self.nodes_for_view(replica);
-        let this = &mut self.replicas[replica];
-        let state = this.state.clone();
-        let request = Request {
-            resources: spec.resources,
-            template: state.templates.get(&spec.template).map(|template| template.spec.digest),
-            avoid: None,
-        };
-        this.view.sync(&fleet);
-        if self.rng.per_mille(self.plan.wild_decisions) {
-            // A leader may decide on whatever it likes: what does not hold must not be applied.
-            let nodes: Vec<NodeId> = state.nodes.keys().cloned().collect();
-            if let Some(node) = self.rng.pick(&nodes) {
-                return (Decision::Place(node.clone()), None);
-            }
-        }
-        match place(&this.view, &request) {
-            Ok(node) => {
-                this.view.reserve(&node, spec.resources);
-                let term = this.lead.as_ref().map_or(0, |lead| lead.term);
-                self.oracle.decided(replica, term, &node, spec.resources, &state);
-                (Decision::Place(node.clone()), Some((node, spec.resources)))
-            }
-            Err(unplaceable) => (Decision::Queue(unplaceable.reason()), None),
-        }
-    }
-
-    /// What was applied must be in the view before the reservation goes.
-    fn release(&mut self, replica: usize, reserved: Option<(NodeId, Resources)>) {
-        let Some((node, resources)) = reserved else { return };
-        let this = &mut self.replicas[replica];
-        this.view.sync(&this.state.nodes);
-        this.view.release(&node, resources);
-        self.oracle.released(replica, &node, resources);
     }
 
     /// Tells whoever waits what became of a proposal.
@@ -263,38 +345,35 @@ impl World {
         match origin {
             Origin::Nobody => {}
             Origin::OpenTerm { term } => self.term_opening(replica, term, outcome),
-            Origin::Planned { term, reserved, lapsed } => {
-                self.release(replica, reserved);
-                self.planned_settled(replica, term, lapsed, outcome.is_err());
+            Origin::SetClock { term } => {
+                let failed = !matches!(outcome, Ok(Ok(_)));
+                if !failed {
+                    self.clock_was_set(replica, term);
+                }
+                self.one_settled(replica, term, failed);
             }
-            Origin::Create { call, reserved } => {
-                self.release(replica, reserved);
-                self.answer_call(call, replica, outcome);
+            Origin::Planned { term } => self.one_settled(replica, term, outcome.is_err()),
+            Origin::Placed { term, held } => {
+                self.release(replica, &held);
+                self.one_settled(replica, term, outcome.is_err());
             }
-            Origin::Call { call } => self.answer_call(call, replica, outcome),
+            Origin::Judged { term, verdict } => {
+                let result = match outcome {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(_)) => Err(false),
+                    Err(_) => Err(true),
+                };
+                self.judged(replica, term, &verdict, result);
+            }
+            Origin::Create { call, held } => {
+                held.iter().for_each(|held| self.release(replica, held));
+                self.answer_call(call, outcome);
+            }
+            Origin::Call { call } => self.answer_call(call, outcome),
             Origin::Register { session } => self.registered(session, outcome),
             Origin::Observe { session, hello } => self.observed(session, hello, outcome),
             Origin::Returned { session, sequence } => self.returned(session, sequence, outcome),
         }
-    }
-
-    /// The fleet as the view is to see it. With the bug, what an uncommitted observation says is gone counts as free.
-    fn nodes_for_view(&self, replica: usize) -> OrdMap<NodeId, Arc<Node>> {
-        let this = &self.replicas[replica];
-        let mut nodes = this.state.nodes.clone();
-        let Some(lead) = this.lead.as_ref().filter(|_| self.bug == Some(Bug::OverlayCountsFrees)) else { return nodes };
-        let under_way = lead.under_way.iter().flat_map(|batch| &batch.proposals).chain(&lead.waiting);
-        for proposal in under_way {
-            let Body::Observe { node: id, observation, .. } = &proposal.command.body else { continue };
-            let Some(node) = nodes.get_mut(id).map(Arc::make_mut) else { continue };
-            for gone in observation.sandboxes.iter().filter(|seen| seen.phase == Phase::Removed) {
-                let held = this.state.sandboxes.get(&gone.sandbox).filter(|held| held.life.node() == Some(id));
-                if let Some(held) = held {
-                    node.assigned = node.assigned.saturating_sub(held.spec.resources);
-                }
-            }
-        }
-        nodes
     }
 }
 

@@ -4,10 +4,11 @@
 //! When a leader is replaced, some prefix of what it had sent is carried over by its successor, the rest is lost, and its
 //! proposers cannot tell. A leader that was cut off goes on thinking that it leads until somebody tells it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
+use warren_proto::ids::ReplicaId;
 use warren_scheduler::state::command::{Body, Caller, Command};
 use warren_scheduler::state::outcome::{Rejected, Reply};
 
@@ -32,6 +33,8 @@ pub struct Proposal {
 #[derive(Debug)]
 pub struct Entry {
     pub proposals: Vec<Proposal>,
+    /// It says who is in the group.
+    pub members: Option<BTreeSet<ReplicaId>>,
 }
 
 /// Proposals that were flushed together.
@@ -81,7 +84,7 @@ impl World {
     pub fn propose(&mut self, replica: usize, caller: Caller, body: Body, origin: Origin) {
         self.log.proposed += 1;
         let id = self.log.proposed;
-        let time = self.proposal_time(replica);
+        let time = self.log_now(replica);
         let delay = self.rng.between(20, self.plan.longest_flush);
         let (now, this) = (self.now, &mut self.replicas[replica]);
         let Some(lead) = &mut this.lead else {
@@ -96,7 +99,9 @@ impl World {
 
     pub fn flush(&mut self, replica: usize, term: u64) {
         let connected = self.really_leads(replica, term);
-        let delay = self.latency() + self.rng.between(200, 3_000);
+        let slow = !self.calm && self.rng.per_mille(self.plan.slow_commits);
+        let longest = if slow { 1_500_000 } else { 3_000 };
+        let delay = self.latency() + self.rng.between(200, longest);
         let now = self.now;
         let Some(lead) = self.replicas[replica].leads(term) else { return };
         lead.flushing = false;
@@ -108,34 +113,64 @@ impl World {
         }
         lead.under_way.push_back(Batch { proposals, sent: connected });
         if connected {
+            lead.acks += 1;
             self.queue.put(now + delay, Event::Committed { replica, term });
         }
     }
 
     /// The oldest batch of this leader has reached a majority, if it still can.
     pub fn committed(&mut self, replica: usize, term: u64) {
-        if !self.really_leads(replica, term) {
+        let really = self.really_leads(replica, term);
+        let Some(lead) = self.replicas[replica].leads(term) else { return };
+        lead.acks = lead.acks.saturating_sub(1);
+        if !really {
             return;
         }
-        let Some(lead) = self.replicas[replica].leads(term) else { return };
         let Some(batch) = lead.under_way.pop_front() else { return };
         let origins: Vec<Origin> = batch.proposals.iter().map(|p| p.origin.clone()).collect();
         self.append(batch.proposals);
         let outcomes = self.catch_up_to(replica, self.log.last());
-        self.after_leader_applied(replica, term);
+        self.after_leader_applied(replica);
         for (origin, outcome) in origins.into_iter().zip(outcomes) {
             self.settle(replica, origin, Ok(outcome));
         }
         self.push_all(replica);
+        self.send_again();
+    }
+
+    /// What a leader could not send to a majority goes out once it reaches one again.
+    pub fn send_again(&mut self) {
+        let (Some(replica), term) = (self.log.leader, self.log.term) else { return };
+        let at = self.now + self.latency();
+        if !self.really_leads(replica, term) {
+            return;
+        }
+        let Some(lead) = self.replicas[replica].leads(term) else { return };
+        if lead.acks == 0 && !lead.under_way.is_empty() {
+            lead.acks = 1;
+            lead.under_way.iter_mut().for_each(|batch| batch.sent = true);
+            self.queue.put(at, Event::Committed { replica, term });
+        }
     }
 
     /// Commits an entry: from here on it is in the history, whatever anybody is told.
     fn append(&mut self, proposals: Vec<Proposal>) {
-        let entry = Arc::new(Entry { proposals });
+        let first = self.log.entries.is_empty();
+        let members = first.then(|| self.replicas.iter().map(|replica| replica.id).collect());
+        let entry = Arc::new(Entry { proposals, members });
         self.log.entries.push(entry.clone());
         let index = self.log.last();
         self.trace.note(self.now, format_args!("commit {index} term {} {}", self.log.term, kinds(&entry)));
         self.oracle.committed(self.now, index, &entry, &mut self.trace);
+        for proposal in &entry.proposals {
+            if let Body::ForgetNode { node } = &proposal.command.body
+                && !self.oracle.state().nodes.contains_key(node)
+            {
+                self.upheaval = true;
+                self.disown(node);
+            }
+        }
+        self.nothing_runs_on_what_is_down();
         for replica in 0..self.replicas.len() {
             if self.log.leader != Some(replica) {
                 self.schedule_catch_up(replica);

@@ -12,11 +12,14 @@ mod agent;
 mod bug;
 mod client;
 mod clock;
+mod decide;
 mod fault;
 mod faulty;
+mod gate;
 mod host;
 mod leader;
 mod log;
+mod operator;
 mod oracle;
 mod plan;
 mod queue;
@@ -52,6 +55,7 @@ pub struct Report {
 pub fn run(seed: u64, steps: u64, bug: Option<Bug>, trace: bool) -> Report {
     let mut world = World::new(seed, bug, trace);
     while world.oracle.violation.is_none() && world.steps < steps && world.step() {}
+    world.settle_down();
     Report {
         seed,
         hash: world.trace.hash(),

@@ -28,6 +28,12 @@ pub struct Plan {
     pub checkpoint_every: u64,
     /// Longest that a proposal waits for others, in µs.
     pub longest_flush: u64,
+    /// Entries that take long to reach a majority, in thousandths.
+    pub slow_commits: u64,
+    /// Longest pause between two things that operators do, in µs.
+    pub operator_pause: u64,
+    /// Share of sandboxes that freeze on isolation, in thousandths.
+    pub freezing: u64,
 }
 
 /// How often each kind of fault comes, relative to the others.
@@ -63,7 +69,7 @@ impl Plan {
             reboot: often(2),
             session_break: often(6),
             clock_jump: often(3),
-            shrink: 0,
+            shrink: often(1),
         };
         let most_agents = if rng.per_mille(300) { 12 } else { 5 };
         let agents = usize::try_from(rng.between(3, most_agents)).unwrap_or(3);
@@ -83,6 +89,9 @@ impl Plan {
             most_sandboxes: usize::try_from(rng.between(8, 40)).unwrap_or(8),
             checkpoint_every: rng.between(8, 80),
             longest_flush: rng.between(100, 20 * MS),
+            slow_commits: rng.between(0, 150),
+            operator_pause: lease_us * rng.between(2, 20),
+            freezing: rng.between(200, 1_000),
         }
     }
 }

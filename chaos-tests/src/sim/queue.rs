@@ -9,6 +9,7 @@ use super::agent::Timer;
 use super::client::{Answer, CallId};
 use super::clock::At;
 use super::session::{Down, SessionId, Up};
+use super::supervise::Done;
 
 /// Something that is due.
 #[derive(Debug, Clone)]
@@ -76,6 +77,14 @@ pub enum Event {
         action: Action,
         stage: u8,
     },
+    /// An agent hears how an action ended.
+    Done {
+        agent: usize,
+        life: u32,
+        sandbox: SandboxName,
+        action: Action,
+        done: Done,
+    },
     /// The fence looks at its clock.
     Fence {
         agent: usize,
@@ -113,6 +122,12 @@ pub enum Event {
         watcher: usize,
     },
     Fault,
+    Operator,
+    CalmOperator,
+    /// A replica tells the ledger what it is.
+    Announce {
+        replica: usize,
+    },
     ReplicaStarts {
         replica: usize,
     },

@@ -1,8 +1,11 @@
 //! One scheduler replica: what it has applied, its clocks, its checkpoint, and what it believes of the leadership.
 
+use std::collections::BTreeSet;
+
 use warren_proto::ids::ReplicaId;
 use warren_scheduler::placement::view::View;
 use warren_scheduler::state::State;
+use warren_scheduler::state::level::Level;
 
 use super::bug::Bug;
 use super::clock::Clock;
@@ -23,6 +26,8 @@ pub struct Replica {
     /// Other replicas are out of reach; agents and clients may not be.
     pub cut: bool,
     pub clock: Clock,
+    /// What its build supports.
+    pub max_level: Level,
     /// What it would start from after a crash.
     pub checkpoint: Option<(u64, State)>,
     pub lead: Option<Lead>,
@@ -42,6 +47,7 @@ impl Replica {
             up: true,
             cut: false,
             clock,
+            max_level: Level::MAX,
             checkpoint: None,
             lead: None,
             view: View::default(),
@@ -59,6 +65,9 @@ impl Replica {
     fn apply(&mut self, index: u64, entry: &Entry, bug: Option<Bug>) -> Vec<Outcome> {
         self.applied = index;
         self.state.revision = index;
+        if let Some(members) = &entry.members {
+            self.state.set_members(members.clone(), BTreeSet::new());
+        }
         entry.proposals.iter().map(|p| faulty::apply(&mut self.state, index, &p.command, bug)).collect()
     }
 }
@@ -184,5 +193,6 @@ impl World {
         if self.log.leader.is_none_or(|leader| self.replicas[leader].lead.is_none()) {
             self.schedule_election();
         }
+        self.send_again();
     }
 }

@@ -13,14 +13,16 @@ use warren_proto::v1;
 use warren_proto::v1::assigned_sandbox::Desired;
 use warren_scheduler::state::State;
 use warren_scheduler::state::command::{Body, Caller, LedgerId, Observation, Observed, Phase, Role};
-use warren_scheduler::state::node::{Node, NodeReport};
+use warren_scheduler::state::level::Level;
+use warren_scheduler::state::node::{Condition, Node, NodeReport};
 use warren_scheduler::state::outcome::Reply;
 use warren_scheduler::state::sandbox::{Life, Sandbox};
+use warren_scheduler::state::settings::Isolation;
 
 use super::bug::Bug;
-use super::clock::{At, instant};
-use super::leader::Origin;
-use super::log::{Outcome, Unsettled};
+use super::clock::{At, instant, micros};
+use super::leader::{CLOCK_DRIFT, Origin};
+use super::log::{Outcome, Proposal, Unsettled};
 use super::queue::{Confirmation, Event};
 use super::world::World;
 
@@ -79,6 +81,8 @@ pub struct Session {
     incarnation: u128,
     registered: bool,
     hello: Observation,
+    /// When the last renewal arrived, by the replica's clock.
+    received: Duration,
     told: Told,
 }
 
@@ -107,6 +111,7 @@ impl World {
             incarnation: 0,
             registered: false,
             hello: Observation::default(),
+            received: Duration::ZERO,
             told: Told::default(),
         };
         self.sessions.insert(self.sessions_made, session);
@@ -214,8 +219,9 @@ impl World {
     fn hello(&mut self, id: SessionId, ledger_id: Option<LedgerId>, report: NodeReport, observation: Observation) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (replica, node) = (session.replica, session.node.clone());
-        let ours = self.replicas[replica].state.ledger_id;
-        if ledger_id.is_some_and(|theirs| Some(theirs) != ours) {
+        let state = &self.replicas[replica].state;
+        let known = |theirs: &LedgerId| state.ledger_id == Some(*theirs) || state.predecessors.contains(theirs);
+        if ledger_id.is_some_and(|theirs| !known(&theirs)) {
             return self.refuse(id, Refusal::LedgerMismatch);
         }
         session.busy = true;
@@ -240,11 +246,16 @@ impl World {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.busy = true;
         let (replica, node, incarnation) = (session.replica, session.node.clone(), session.incarnation);
-        let Observation { mut sandboxes, templates } = observation;
+        let state = &self.replicas[replica].state;
+        let known = state.nodes.get(&node).map(|record| &record.templates);
+        let mut templates = observation.templates.filter(|templates| known != Some(templates));
+        let mut sandboxes = observation.sandboxes;
         sandboxes.retain(|seen| seen.phase != Phase::Starting);
-        let record = self.replicas[replica].state.nodes.get(&node);
-        if sandboxes.is_empty() && record.is_some_and(|record| record.templates == templates) {
+        if sandboxes.is_empty() && templates.is_none() {
             return self.observed(id, hello, Ok(Ok(Reply::Done)));
+        }
+        if state.level == Level::FIRST {
+            templates = templates.or_else(|| known.cloned());
         }
         let body = Body::Observe { node: node.clone(), incarnation, observation: Observation { sandboxes, templates } };
         self.propose(replica, node_caller(&node), body, Origin::Observe { session: id, hello });
@@ -257,11 +268,11 @@ impl World {
         if hello {
             self.welcome(id);
         }
-        self.done(id);
+        self.ready(id);
     }
 
     /// Ready for the next message.
-    fn done(&mut self, id: SessionId) {
+    fn ready(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.busy = false;
         }
@@ -278,7 +289,9 @@ impl World {
         let deadline = instant(this.clock.monotonic(self.now) + self.lease);
         let ledger_id = this.state.ledger_id.unwrap_or_default();
         let Some(lead) = &mut this.lead else { return };
-        lead.liveness.renew(&node, deadline);
+        if !lead.liveness.renew(&node, deadline) {
+            return self.refuse(id, Refusal::Failed);
+        }
         if !self.serves(id) {
             return self.wake_planner(replica, 0);
         }
@@ -300,6 +313,8 @@ impl World {
         session.busy = true;
         let replica = session.replica;
         let received = self.replicas[replica].clock.monotonic(self.now);
+        session.received = received;
+        self.oracle.lease_asked(id, sequence, self.now + micros(self.lease.mul_f64(CLOCK_DRIFT)));
         let Some(term) = self.replicas[replica].lead.as_ref().map(|lead| lead.term) else { return };
         let what = Confirmation::Renewal { session: id, sequence, received };
         self.queue.put(self.now + round_trip, Event::Confirmed { replica, term, what });
@@ -318,15 +333,20 @@ impl World {
         let Some(record) = this.state.nodes.get(&node).filter(|record| record.report.incarnation == incarnation) else {
             return self.refuse(id, Refusal::Failed);
         };
-        let reachable = record.reachable;
-        if let Some(lead) = &mut this.lead {
-            lead.liveness.renew(&node, instant(received + lease));
+        let (ready, level) = (record.is_ready(), this.state.level);
+        let Some(lead) = &mut this.lead else { return };
+        let renewed = lead.liveness.renew(&node, instant(received + lease));
+        if !renewed && self.bug != Some(Bug::DownRacesRenewal) {
+            return self.refuse(id, Refusal::Failed);
         }
         self.wake_planner(replica, 1_000);
-        if reachable {
+        if ready || !renewed {
             return self.grant(id, sequence);
         }
-        let body = Body::SetNodeReachable { node: node.clone(), incarnation, reachable: true };
+        let body = match level {
+            Level::FIRST => Body::SetNodeReachable { node: node.clone(), incarnation, reachable: true },
+            _ => Body::SetNodeCondition { node: node.clone(), incarnation, to: Condition::Ready },
+        };
         self.propose(replica, node_caller(&node), body, Origin::Returned { session: id, sequence });
     }
 
@@ -339,9 +359,29 @@ impl World {
 
     fn grant(&mut self, id: SessionId, sequence: u64) {
         if self.serves(id) {
+            self.grant_is_allowed(id);
             self.send_down(id, Down::Granted { sequence });
         }
-        self.done(id);
+        self.ready(id);
+    }
+
+    /// Rule 2: no lease for a node that is being declared down.
+    fn grant_is_allowed(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let this = &self.replicas[session.replica];
+        let Some(lead) = &this.lead else { return };
+        if session.received + self.lease <= this.clock.monotonic(self.now) {
+            // It is over already: the agent gains nothing by it.
+            return;
+        }
+        let under_way = lead.under_way.iter().flat_map(|batch| &batch.proposals).chain(&lead.waiting);
+        let goes_down = |proposal: &Proposal| {
+            matches!(&proposal.command.body, Body::SetNodeCondition { node, incarnation, to: Condition::Down }
+                if *node == session.node && *incarnation == session.incarnation)
+        };
+        if under_way.into_iter().any(goes_down) {
+            self.oracle.granted_to_what_goes_down(&session.node);
+        }
     }
 
     /// State moved: every idle session is told what is new for its node.
@@ -373,11 +413,11 @@ impl Told {
             return None;
         }
         let wanted = wanted(state, node);
-        let wire = |name: &SandboxName, desired| assigned(state, name, desired);
+        let wire = |name: &SandboxName, (epoch, desired)| assigned(state, name, epoch, desired);
         let update = match self.generation {
             None => Update::try_from(v1::Assignment {
                 generation: node.generation.0,
-                sandboxes: wanted.iter().filter_map(|(name, want)| wire(name, want.1)).collect(),
+                sandboxes: wanted.iter().filter_map(|(name, want)| wire(name, *want)).collect(),
             }),
             Some(base) => Update::try_from(v1::AssignmentDelta {
                 base_generation: base.0,
@@ -385,7 +425,7 @@ impl Told {
                 upserts: wanted
                     .iter()
                     .filter(|(name, want)| self.sandboxes.get(*name) != Some(*want))
-                    .filter_map(|(name, want)| wire(name, want.1))
+                    .filter_map(|(name, want)| wire(name, *want))
                     .collect(),
                 removes: self.sandboxes.keys().filter(|n| !wanted.contains_key(*n)).map(ToString::to_string).collect(),
             }),
@@ -396,9 +436,12 @@ impl Told {
     }
 }
 
+/// What a node should do: with what lives there, and with what is left over.
 pub fn wanted(state: &State, node: &Node) -> BTreeMap<SandboxName, (Epoch, Desired)> {
-    let names = node.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
-    names.map(|sandbox| (sandbox.name.clone(), (sandbox.epoch, desired(sandbox)))).collect()
+    let left = node.leftovers.keys().map(|(name, epoch)| (name.clone(), (*epoch, Desired::Removed)));
+    let lives = node.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
+    let lives = lives.map(|sandbox| (sandbox.name.clone(), (sandbox.epoch, desired(sandbox))));
+    left.chain(lives).collect()
 }
 
 fn desired(sandbox: &Sandbox) -> Desired {
@@ -408,7 +451,11 @@ fn desired(sandbox: &Sandbox) -> Desired {
     }
 }
 
-fn assigned(state: &State, name: &SandboxName, desired: Desired) -> Option<v1::AssignedSandbox> {
+fn assigned(state: &State, name: &SandboxName, epoch: Epoch, desired: Desired) -> Option<v1::AssignedSandbox> {
+    if desired == Desired::Removed {
+        let (sandbox, desired) = (name.to_string(), desired.into());
+        return Some(v1::AssignedSandbox { sandbox, epoch: epoch.0, desired, ..v1::AssignedSandbox::default() });
+    }
     let sandbox = state.sandboxes.get(name)?;
     let template = state.templates.get(&sandbox.spec.template)?;
     let resources = sandbox.spec.resources;
@@ -430,19 +477,25 @@ fn assigned(state: &State, name: &SandboxName, desired: Desired) -> Option<v1::A
             ..v1::AssignedTemplate::default()
         }),
         command: sandbox.spec.command.clone(),
+        on_isolation: match sandbox.spec.isolation {
+            Isolation::Keep => v1::OnIsolation::Keep.into(),
+            Isolation::Freeze => v1::OnIsolation::Freeze.into(),
+        },
         ..v1::AssignedSandbox::default()
     })
 }
 
 /// What the ledger says is on the node and the agent does not hold, as `controller` works it out.
 fn missing(state: &State, node: &NodeId, held: &[Observed]) -> Vec<Observed> {
-    let held: BTreeSet<&SandboxName> = held.iter().map(|seen| &seen.sandbox).collect();
+    let held: BTreeSet<(&SandboxName, Epoch)> = held.iter().map(|seen| (&seen.sandbox, seen.epoch)).collect();
     let Some(record) = state.nodes.get(node) else { return Vec::new() };
-    let assigned = record.sandboxes.iter().filter(|name| !held.contains(name));
-    assigned
-        .filter_map(|name| state.sandboxes.get(name))
-        .filter(|sandbox| !matches!(sandbox.life, Life::Starting { .. }))
-        .map(|sandbox| Observed { sandbox: sandbox.name.clone(), epoch: sandbox.epoch, phase: Phase::Removed })
+    let lives = record.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
+    let lives = lives.filter(|sandbox| !matches!(sandbox.life, Life::Starting { .. })).map(|s| (&s.name, s.epoch));
+    let leftovers = record.leftovers.keys().map(|(name, epoch)| (name, *epoch));
+    lives
+        .chain(leftovers)
+        .filter(|instance| !held.contains(instance))
+        .map(|(name, epoch)| Observed { sandbox: name.clone(), epoch, phase: Phase::Removed })
         .collect()
 }
 

@@ -18,7 +18,8 @@ pub struct Watcher {
 
 impl World {
     pub fn watch(&mut self, watcher: usize) {
-        let at = self.now + self.rng.between(5 * MS, self.plan.watch_pause.max(10) * MS);
+        let shortest = if self.calm { 500 } else { 5 };
+        let at = self.now + self.rng.between(shortest * MS, self.plan.watch_pause.max(2 * shortest) * MS);
         self.queue.put(at, Event::Watch { watcher });
         if self.rng.per_mille(100) {
             self.watchers[watcher].replica = self.rng.index(self.replicas.len());

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use warren_node_agent::reconcile::Action;
 use warren_proto::ids::{Digest, NodeId, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
-use warren_scheduler::state::command::{Body, Caller, TemplateSpec};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
+use warren_scheduler::state::command::{Body, Caller, ReplicaRecord, TemplateSpec};
+use warren_scheduler::state::level::Level;
 
 use super::bug::Bug;
 use super::client::{Call, CallId, Client};
@@ -48,6 +50,8 @@ pub struct World {
     pub watchers: Vec<Watcher>,
     /// The replica whose wall clock is wrong.
     pub wrong_clock: Option<usize>,
+    /// A node was forgotten, or a backup restored: the ledger may not know all that runs.
+    pub upheaval: bool,
     /// No more faults and no new requests.
     pub calm: bool,
     pub steps: u64,
@@ -83,6 +87,7 @@ impl World {
             last_request: None,
             watchers: vec![Watcher::default(), Watcher::default()],
             wrong_clock: None,
+            upheaval: false,
             calm: false,
             steps: 0,
         };
@@ -102,6 +107,12 @@ impl World {
         let template = TemplateId::parse("base").expect("a valid id");
         let body = Body::CreateTemplate { template, spec, request: None };
         self.propose(0, Caller::system("operator"), body, Origin::Nobody);
+        for replica in 0..self.replicas.len() {
+            let old_build = self.rng.per_mille(150);
+            self.replicas[replica].max_level = if old_build { Level::FIRST } else { Level::MAX };
+            let at = self.rng.between(5 * MS, 400 * MS);
+            self.queue.put(at, Event::Announce { replica });
+        }
         for agent in 0..self.agents.len() {
             let at = self.rng.below(SECOND);
             self.queue.put(at, Event::AgentStarts { agent, life: 0 });
@@ -114,6 +125,7 @@ impl World {
             self.queue.put(20 * MS, Event::Watch { watcher });
         }
         self.queue.put(2 * SECOND, Event::Fault);
+        self.queue.put(3 * SECOND, Event::Operator);
     }
 
     /// How long a message takes. Most are quick; some worlds have slow ones.
@@ -173,7 +185,15 @@ impl World {
                     self.did(agent, sandbox, action, stage);
                 }
             }
-            Event::Fence { .. } => {}
+            Event::Done { agent, life, sandbox, action, done } => {
+                if self.agents[agent].life == life {
+                    self.done(agent, &sandbox, action, done);
+                }
+            }
+            Event::Fence { agent } => self.fence(agent),
+            Event::Operator => self.operator(),
+            Event::CalmOperator => self.calm_operator(),
+            Event::Announce { replica } => self.announce(replica),
             Event::Ends { agent, boot, sandbox, epoch } => self.ends(agent, boot, sandbox, epoch),
             Event::AgentStarts { agent, life } => {
                 if self.agents[agent].life == life {
@@ -196,9 +216,42 @@ impl World {
     /// The agent whose process this event needs.
     fn agent_concerned(&self, event: &Event) -> Option<usize> {
         match event {
-            Event::Agent { agent, .. } | Event::Doing { agent, .. } => Some(*agent),
+            Event::Agent { agent, .. } | Event::Done { agent, .. } => Some(*agent),
+            Event::Doing { agent, action: Action::Start(_), stage: 0, .. } => Some(*agent),
             Event::ToAgent { session, .. } => self.sessions.get(session).map(|session| session.agent),
             _ => None,
+        }
+    }
+
+    /// A replica tells the ledger what it is; it may be an older build at first.
+    fn announce(&mut self, replica: usize) {
+        let this = &self.replicas[replica];
+        let (id, max_level) = (this.id, this.max_level);
+        let record = ReplicaRecord {
+            api_address: format!("10.0.0.{}:7000", id.0),
+            token_key: [7; 32],
+            disk: u128::from(id.0),
+            max_level,
+        };
+        let leader = self.log.leader.filter(|leader| self.replicas[*leader].lead.is_some());
+        if let Some(leader) = leader {
+            self.propose(leader, Caller::system("replica"), Body::PutReplica { replica: id, record }, Origin::Nobody);
+        }
+        let known = self.oracle.state().replicas.get(&id).map(|record| record.max_level);
+        let again = if known == Some(Level::MAX) { return } else { self.rng.between(SECOND, 20 * SECOND) };
+        if known.is_some() {
+            // It was replaced by the newer build.
+            self.replicas[replica].max_level = Level::MAX;
+        }
+        self.queue.put(self.now + again, Event::Announce { replica });
+    }
+
+    /// One thing that an operator does, and the time of the next.
+    fn operator(&mut self) {
+        if !self.calm {
+            self.operator_acts();
+            let at = self.now + self.rng.between(SECOND, self.plan.operator_pause);
+            self.queue.put(at, Event::Operator);
         }
     }
 
@@ -247,6 +300,7 @@ fn some_agent(number: usize, rng: &mut Rng) -> Agent {
         cpu: MilliCpu(1_000 * rng.between(1, 6)),
         memory: Bytes(Bytes::GIB * rng.between(2, 10)),
         disk: Bytes(Bytes::GIB * rng.between(3, 100)),
+        gpus: Gpus(rng.below(3)),
     };
     Agent {
         id: NodeId::parse(&format!("n{number}")).expect("a valid id"),
@@ -257,7 +311,9 @@ fn some_agent(number: usize, rng: &mut Rng) -> Agent {
         journal: BTreeMap::new(),
         ledger_file: None,
         templates: vec![template_digest()],
-        lease_until: None,
+        has_fence: rng.per_mille(900),
+        published: Duration::ZERO,
+        frozen: true,
         life: 0,
         boot: 0,
         process: None,

@@ -12,6 +12,7 @@ use warren_scheduler::state::invariants;
 use warren_scheduler::state::sandbox::{Life, Sandbox};
 use warren_scheduler::state::{MAX_TIME_STEP_MS, State};
 
+use super::super::clock::{MS, true_wall};
 use super::super::log::Outcome;
 use super::super::session::wanted;
 use super::Oracle;
@@ -26,9 +27,11 @@ impl Oracle {
         for event in events {
             self.check_placement(event);
         }
+        self.note_removals(before, command, outcome);
         self.check_generations(before, events);
         self.check_expected(command, outcome, events);
         self.check_time(before, command);
+        self.check_silence(before, command);
         self.check_request(before, command, outcome, events);
         self.check_pending(events);
     }
@@ -43,6 +46,10 @@ impl Oracle {
             let Some(node) = sandbox.life.node() else { continue };
             let sum = held.entry(node.clone()).or_default();
             *sum = sum.checked_add(sandbox.spec.resources).unwrap_or(*sum);
+        }
+        for (id, node) in &self.state.nodes {
+            let sum = held.entry(id.clone()).or_default();
+            *sum = node.leftovers.values().try_fold(*sum, |sum, left| sum.checked_add(*left)).unwrap_or(*sum);
         }
         for (node, sum) in held {
             let was = before.nodes.get(&node).map(|node| node.assigned).unwrap_or_default();
@@ -93,7 +100,8 @@ impl Oracle {
         if let Some(node) = sandbox.life.node() {
             let placement = (sandbox.epoch, node.clone());
             match self.placed.get(&sandbox.name) {
-                Some(known) if *known == placement && event.kind != EventKind::Created => {}
+                _ if event.kind != EventKind::Created
+                    && self.all_placed.contains(&(sandbox.name.clone(), placement.0, placement.1.clone())) => {}
                 Some((epoch, _)) if *epoch >= sandbox.epoch => {
                     let what = format!(
                         "{} is placed on {node} at epoch {}, after epoch {epoch} was used",
@@ -102,11 +110,29 @@ impl Oracle {
                     self.wrong(2, what);
                 }
                 _ if sandbox.epoch == Epoch(0) => self.wrong(2, format!("{} is placed at epoch 0", sandbox.name)),
-                _ => drop(self.placed.insert(sandbox.name.clone(), placement)),
+                _ => {
+                    self.all_placed.insert((sandbox.name.clone(), placement.0, placement.1.clone()));
+                    self.placed.insert(sandbox.name.clone(), placement);
+                }
             }
             if matches!(sandbox.life, Life::Stopping { .. } | Life::Stopped { .. }) {
                 self.removable.insert((node.clone(), sandbox.name.clone()), sandbox.epoch);
             }
+        }
+    }
+
+    /// What the ledger wants gone besides what is deleted or has ended.
+    fn note_removals(&mut self, before: &State, command: &Command, outcome: &Outcome) {
+        let (node, sandbox, epoch) = match &command.body {
+            _ if outcome.is_err() => return,
+            Body::StopOrphan { node, sandbox, epoch } => (Some(node), sandbox, epoch),
+            Body::RequeueSandbox { sandbox, epoch } => {
+                (before.sandboxes.get(sandbox).and_then(|s| s.life.node()), sandbox, epoch)
+            }
+            _ => return,
+        };
+        if let Some(node) = node {
+            self.removable.insert((node.clone(), sandbox.clone()), *epoch);
         }
     }
 
@@ -139,6 +165,9 @@ impl Oracle {
                 (_, Body::DeleteSandbox { sandbox, .. }) if sandbox == name => {
                     self.expected.remove(name);
                 }
+                (_, Body::EndDue { .. }) if !matches!(event.sandbox.life, Life::Failed { .. }) => {
+                    self.expected.remove(name);
+                }
                 _ => {}
             }
         }
@@ -162,6 +191,18 @@ impl Oracle {
         let sampled = matches!(&command.body, Body::AdvanceTime { samples } if !samples.is_empty());
         if !sampled && is.0.saturating_sub(was.0) > MAX_TIME_STEP_MS {
             self.wrong(14, format!("log time went from {was:?} to {is:?} at one step"));
+        }
+        self.check_honesty();
+    }
+
+    /// Rule 14: log time follows honest clocks, whatever any one clock shows.
+    fn check_honesty(&mut self) {
+        /// What clocks may be off, in ms, besides a rate that is off by half a percent since the world began.
+        const SLACK_MS: u64 = 1_000;
+        let honest = true_wall(self.now).0 + self.now / MS / 200 + SLACK_MS;
+        if self.state.log_time.0 > honest {
+            let ahead = self.state.log_time.0 - honest;
+            self.wrong(14, format!("log time is {ahead} ms ahead of every honest clock"));
         }
     }
 

@@ -4,10 +4,12 @@
 //! nothing of the code under test: which placements there were, what was answered to whom, what happened in which order.
 //! The first violation stops the world. Rules are numbered as in section 4 of the design.
 
+mod calm;
 mod hosts;
 mod ledger;
 mod replicas;
 mod requests;
+mod silence;
 mod watches;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,14 +18,18 @@ use warren_proto::ids::{Epoch, NodeId, SandboxName, TenantId};
 use warren_proto::units::Resources;
 use warren_scheduler::state::State;
 use warren_scheduler::state::event::{Event, Position};
+use warren_scheduler::state::sandbox::Life;
 
 use super::bug::Bug;
 use super::clock::At;
 use super::faulty;
 use super::log::{Entry, Outcome};
 use super::replica::empty;
+use super::rng::Rng;
+use super::session::SessionId;
 use super::trace::Trace;
 use requests::Answered;
+use silence::Lapses;
 
 /// States that are kept for comparison with followers that lag.
 const KEPT: usize = 1_024;
@@ -55,6 +61,7 @@ pub struct Oracle {
     events: Vec<Event>,
     /// The last placement of every name, also of those that are gone.
     placed: BTreeMap<SandboxName, (Epoch, NodeId)>,
+    all_placed: BTreeSet<(SandboxName, Epoch, NodeId)>,
     /// Names that must be in the ledger.
     expected: BTreeSet<SandboxName>,
     /// Up to which epoch a node was told to remove a sandbox.
@@ -64,6 +71,9 @@ pub struct Oracle {
     answered: BTreeMap<(Option<TenantId>, u128), Answered>,
     in_flight: BTreeMap<(usize, NodeId), Resources>,
     watchers: BTreeMap<usize, Position>,
+    /// Until when a lease is good at most, by session and sequence of its renewal.
+    leases: BTreeMap<(SessionId, u64), At>,
+    lapses: Lapses,
     told_revision: u64,
     pub commands: u64,
 }
@@ -80,12 +90,15 @@ impl Oracle {
             outcomes: VecDeque::new(),
             events: Vec::new(),
             placed: BTreeMap::new(),
+            all_placed: BTreeSet::new(),
             expected: BTreeSet::new(),
             removable: BTreeMap::new(),
             reported: BTreeMap::new(),
             answered: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             watchers: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            lapses: Lapses::default(),
             told_revision: 0,
             commands: 0,
         }
@@ -121,6 +134,9 @@ impl Oracle {
     pub fn committed(&mut self, now: At, index: u64, entry: &Entry, trace: &mut Trace) {
         self.now = now;
         self.state.revision = index;
+        if let Some(members) = &entry.members {
+            self.state.set_members(members.clone(), BTreeSet::new());
+        }
         let mut outcomes = Vec::with_capacity(entry.proposals.len());
         for proposal in &entry.proposals {
             let before = self.state.clone();
@@ -147,6 +163,32 @@ impl Oracle {
             self.states.pop_front();
             self.outcomes.pop_front();
         }
+    }
+
+    /// A state of the past, as a backup holds it.
+    pub fn some_past(&self, rng: &mut Rng) -> Option<State> {
+        let kept = self.states.len();
+        let recent = kept.saturating_sub(rng.index(kept.min(200) + 1));
+        self.states.get(recent.min(kept.checked_sub(1)?)).map(|(_, state)| state.clone())
+    }
+
+    /// The history goes on from a backup, under another name: what came after it was never promised to anybody who asks now.
+    pub fn restored(&mut self, state: State) {
+        let end = self.events.partition_point(|event| event.position.index <= state.revision);
+        self.events.truncate(end);
+        self.expected = state.sandboxes.keys().cloned().collect();
+        self.expected
+            .retain(|name| state.sandboxes.get(name).is_some_and(|s| !matches!(s.life, Life::Stopping { .. })));
+        let kept: BTreeSet<_> = state.requests.iter().map(|(scope, id, _)| (scope.tenant.clone(), id)).collect();
+        self.answered.retain(|key, _| kept.contains(key));
+        self.states.clear();
+        self.outcomes.clear();
+        self.in_flight.clear();
+        self.watchers.clear();
+        self.lapses = Lapses::of(&state);
+        self.reported = state.nodes.values().map(|node| (node.id.clone(), node.report.capacity)).collect();
+        self.told_revision = 0;
+        self.state = state;
     }
 
     fn new_events(&mut self, before: &State) -> Vec<Event> {

@@ -6,10 +6,8 @@ use warren_scheduler::state::event::Position;
 use super::super::log::Outcome;
 use super::Oracle;
 
-/// What two states differ in. Their rings of events are compared elsewhere: a checkpoint may begin a new one.
+/// What two states differ in.
 fn difference(a: &State, b: &State) -> Option<&'static str> {
-    let counts =
-        |state: &State| state.counts.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (*k, *n)).collect::<Vec<_>>();
     let checks = [
         (a.ledger_id == b.ledger_id, "ledger id"),
         (a.revision == b.revision, "revision"),
@@ -20,9 +18,13 @@ fn difference(a: &State, b: &State) -> Option<&'static str> {
         (a.templates == b.templates, "templates"),
         (a.tenants == b.tenants, "tenants"),
         (a.sandboxes == b.sandboxes, "sandboxes"),
-        (a.pending == b.pending, "pending"),
-        (a.ended == b.ended, "ended"),
-        (counts(a) == counts(b), "counts"),
+        (a.indexes == b.indexes, "indexes"),
+        (a.region == b.region, "region"),
+        (a.suspects == b.suspects && a.down == b.down, "silent nodes"),
+        (a.level == b.level, "level"),
+        (a.voters == b.voters && a.learners == b.learners, "members"),
+        (a.predecessors == b.predecessors && a.restored_floor == b.restored_floor, "ancestry"),
+        (a.events.floor() == b.events.floor() && a.events.iter().eq(b.events.iter()), "events"),
         (a.requests.iter().eq(b.requests.iter()), "request ids"),
     ];
     checks.into_iter().find(|(same, _)| !same).map(|(_, what)| what)

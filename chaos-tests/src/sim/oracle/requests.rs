@@ -42,6 +42,9 @@ impl Oracle {
             Ok(reply) => now < first.expires && key.payload == first.payload && *reply == first.reply,
             Err(Rejected::RequestIdReused) => now < first.expires && key.payload != first.payload,
             Err(Rejected::RequestIdExpired) => now >= first.expires,
+            Err(Rejected::LevelTooLow { .. }) => key.payload != first.payload,
+            // Nothing is looked up yet: a proposer whose clock is off is told so before all else.
+            Err(Rejected::TimeStep { .. }) => true,
             Err(_) => false,
         };
         if !right || !events.is_empty() {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use warren_node_agent::assignment::{Assignment, Outcome, Update, Want};
+use warren_node_agent::assignment::{Assignment, Goal, Outcome, Update, Want};
 use warren_node_agent::driver::InstanceKey;
 use warren_node_agent::reconcile::{self, Held};
 use warren_proto::ids::{Generation, SandboxName};
@@ -68,6 +68,16 @@ pub struct Link {
     resync_asked: bool,
     /// Before the Hello was sent.
     opened: Duration,
+}
+
+impl Process {
+    /// Something fenced is here, or should be, or may be in the middle of its start.
+    fn is_fenced(&self) -> bool {
+        let here = |held: &Held| {
+            matches!(held.busy, Some(reconcile::Action::Start(_))) || held.instances.values().any(|one| one.fenced)
+        };
+        self.assignment.goals().values().any(Goal::is_fenced) || self.held.values().any(here)
+    }
 }
 
 /// What a node holds at one moment.
@@ -208,6 +218,7 @@ impl World {
     /// Gives the session up and looks for another.
     fn end_session(&mut self, agent: usize, pause: u64) {
         let Some(link) = self.process(agent).and_then(|process| process.link.take()) else { return };
+        self.trace.note(self.now, format_args!("{} gives up session {}", self.agents[agent].id, link.id));
         self.send_up(link.id, Up::Close);
         self.pause(agent, pause);
     }
@@ -225,6 +236,7 @@ impl World {
     }
 
     fn refused(&mut self, agent: usize, refusal: Refusal) {
+        self.trace.note(self.now, format_args!("{} is refused: {refusal:?}", self.agents[agent].id));
         let redirect = match refusal {
             Refusal::NotLeader { leader: Some(leader) } => {
                 if let Some(process) = self.process(agent) {
@@ -255,6 +267,8 @@ impl World {
         }
         let Some(link) = self.link(agent, id) else { return };
         link.welcomed = true;
+        self.trace.note(self.now, format_args!("{} has session {id}", self.agents[agent].id));
+        let Some(link) = self.link(agent, id) else { return };
         link.lease = lease;
         link.flushing = true;
         self.agent_timer(agent, Duration::ZERO, Timer::Renew(id));
@@ -285,12 +299,15 @@ impl World {
         let Some(link) = process.link.as_mut().filter(|link| link.id == id) else { return };
         let Some(sent) = link.pending.remove(&sequence) else { return };
         link.pending = link.pending.split_off(&sequence);
-        if lease_until.is_some_and(|until| link.opened < until && until <= arrived) {
+        let opened = link.opened;
+        let lapsed = lease_until.is_some_and(|until| opened < until && until <= arrived);
+        if (lapsed || process.gate.outlasts(opened)) && process.gate.is_closed(arrived) && process.is_fenced() {
             // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.
             return self.end_session(agent, FIRST_PAUSE);
         }
+        let Some(link) = process.link.as_mut() else { return };
         link.grants += 1;
-        let (lease, grants, opened) = (link.lease, link.grants, link.opened);
+        let (lease, grants) = (link.lease, link.grants);
         let until = if from_receipt { arrived } else { sent } + lease;
         let ends = self.agents[agent].clock.when(until);
         self.oracle.lease_taken(&self.agents[agent].id, id, sequence, ends);
@@ -305,12 +322,12 @@ impl World {
     pub fn extend_gate(&mut self, agent: usize) {
         let now = self.agents[agent].reading(self.now);
         let Some(process) = self.process(agent) else { return };
-        let was_closed = process.gate.is_closed(now);
+        let (was_closed, fenced) = (process.gate.is_closed(now), process.is_fenced());
         let (assignment, held) = (&process.assignment, &process.held);
         let unsettled = |(name, held): (&SandboxName, &Held)| {
             reconcile::is_unsettled(assignment.goal(name), assignment.is_known(), held)
         };
-        let Some(until) = process.gate.extend(now, || !held.iter().any(unsettled)) else { return };
+        let Some(until) = process.gate.extend(now, fenced, || !held.iter().any(unsettled)) else { return };
         self.publish(agent, until);
         if was_closed {
             self.settle_actions(agent);

@@ -217,8 +217,9 @@ impl World {
             return;
         }
         self.calm_down();
-        // The slowest agent comes back after its longest pause and two leases; then starts fail three times at most.
-        let long = 2 * SLOW_PAUSE + 5 * micros(self.lease) + 20 * SECOND;
+        // The slowest agent comes back after its longest pause and two leases; a start that a freeze caught takes a minute to
+        // be given up, and others may be made only then.
+        let long = 2 * SLOW_PAUSE + 5 * micros(self.lease) + 80 * SECOND;
         let end = self.now + long;
         self.queue.put(self.now + 2 * SECOND, Event::CalmOperator);
         while self.oracle.violation.is_none() && self.now < end && self.step() {}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use warren_proto::ids::Epoch;
 use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
+use warren_scheduler::raft::testing::written_and_read;
 use warren_scheduler::state::State;
 use warren_scheduler::state::command::{Body, Command, Decision};
 use warren_scheduler::state::request::RequestTable;
@@ -63,7 +64,7 @@ fn without_new_epoch(state: &mut State, index: u64, command: &Command) -> Outcom
 
 /// What is read back of a checkpoint of `state`.
 pub fn checkpoint(state: &State, bug: Option<Bug>) -> State {
-    let mut read = state.clone();
+    let mut read = written_and_read(state).expect("what was written is read");
     if bug == Some(Bug::RequestsNotInCheckpoint) {
         read.requests = RequestTable::default();
     }

@@ -36,12 +36,20 @@ impl Gate {
         self.assigned = Some(session);
     }
 
-    /// The moment to publish, if the last grant may be. After a lapse only a session that was opened since counts, once it
-    /// has brought the whole assignment and nothing unwanted would run.
-    pub fn extend(&mut self, now: Duration, settled: impl FnOnce() -> bool) -> Option<Duration> {
+    /// Whether the last published moment came after a session was opened.
+    pub fn outlasts(&self, session: Duration) -> bool {
+        session < self.published
+    }
+
+    /// The moment to publish, if the last grant may be. After a lapse, if anything is `fenced`, only a session that was opened
+    /// since counts, once it has brought the whole assignment and nothing unwanted would run.
+    pub fn extend(&mut self, now: Duration, fenced: bool, settled: impl FnOnce() -> bool) -> Option<Duration> {
         let grant = self.grant.filter(|grant| grant.until > now)?;
         let after_lapse = |session: Duration| session >= self.published;
-        if self.is_closed(now) && !(after_lapse(grant.session) && self.assigned.is_some_and(after_lapse) && settled()) {
+        if self.is_closed(now)
+            && fenced
+            && !(after_lapse(grant.session) && self.assigned.is_some_and(after_lapse) && settled())
+        {
             return None;
         }
         self.published = grant.until;

@@ -122,6 +122,12 @@ impl World {
         if !this.up || this.cut {
             return;
         }
+        let term = self.log.term;
+        if this.lead.as_ref().is_some_and(|lead| lead.term < term) {
+            // Who hears from a newer leader no longer leads.
+            self.lose_leadership(replica);
+        }
+        let this = &self.replicas[replica];
         let lag = self.log.last().saturating_sub(this.applied);
         if (lag > self.checkpoint_every && self.rng.per_mille(700)) || self.rng.per_mille(5) {
             self.install_from_leader(replica);

@@ -17,8 +17,8 @@ use super::world::World;
 /// Pause after a driver's refusal.
 const RETRY: u64 = 500 * MS;
 
-/// After so many looks at a group that stays frozen, a start is given up: a little more than two minutes.
-const START_TRIES: u8 = 250;
+/// After so many looks at a group that stays frozen, a start is given up: the minute that drivers take at most.
+const START_TRIES: u8 = 120;
 
 /// How an action ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

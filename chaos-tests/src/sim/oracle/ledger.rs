@@ -149,6 +149,14 @@ impl Oracle {
                 }
             }
         }
+        for change in before.nodes.diff(&self.state.nodes) {
+            let (DiffItem::Add(id, node) | DiffItem::Update { new: (id, node), .. }) = change else { continue };
+            let newest = self.generations.entry(id.clone()).or_default();
+            if node.generation < *newest {
+                wrong.push(format!("{id} goes back to generation {} from {}", node.generation.0, newest.0));
+            }
+            *newest = node.generation.max(*newest);
+        }
         for what in wrong {
             self.wrong(6, what);
         }

@@ -14,7 +14,7 @@ mod watches;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use warren_proto::ids::{Epoch, NodeId, SandboxName, TenantId};
+use warren_proto::ids::{Epoch, Generation, NodeId, SandboxName, TenantId};
 use warren_proto::units::Resources;
 use warren_scheduler::state::State;
 use warren_scheduler::state::event::{Event, Position};
@@ -74,6 +74,8 @@ pub struct Oracle {
     /// Until when a lease is good at most, by session and sequence of its renewal.
     leases: BTreeMap<(SessionId, u64), At>,
     lapses: Lapses,
+    /// Newest generation of each node's assignment, also of those that were forgotten.
+    generations: BTreeMap<NodeId, Generation>,
     told_revision: u64,
     pub commands: u64,
 }
@@ -99,6 +101,7 @@ impl Oracle {
             watchers: BTreeMap::new(),
             leases: BTreeMap::new(),
             lapses: Lapses::default(),
+            generations: BTreeMap::new(),
             told_revision: 0,
             commands: 0,
         }
@@ -185,6 +188,7 @@ impl Oracle {
         self.outcomes.clear();
         self.in_flight.clear();
         self.watchers.clear();
+        self.generations.clear();
         self.lapses = Lapses::of(&state);
         self.reported = state.nodes.values().map(|node| (node.id.clone(), node.report.capacity)).collect();
         self.told_revision = 0;

@@ -8,3 +8,4 @@ pub mod client;
 pub mod cluster;
 pub mod host;
 pub mod image;
+pub mod sim;

@@ -18,7 +18,7 @@ use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, Type
 use crate::state::State;
 use crate::state::command::{Body, Command};
 use crate::state::event::EventRing;
-use crate::state::level::Level;
+use crate::state::level::{self, Level};
 
 /// Entries that are applied between two publications: readers wait no longer for the first of them.
 const PUBLISHED_AT_ONCE: usize = 64;
@@ -114,9 +114,8 @@ impl StateMachine {
         match payload {
             EntryPayload::Blank => Ok(Vec::new()),
             EntryPayload::Normal(batch) => {
-                let known = |command: &&Command| needed_level(command) <= Level::MAX;
-                if let Some(command) = batch.commands.iter().find(|command| !known(command)) {
-                    return Err(unknown_level(log_id.index, needed_level(command)));
+                if let Some(level) = batch.commands.iter().find_map(|command| unknown_level(&self.state, command)) {
+                    return Err(too_new(log_id.index, level));
                 }
                 Ok(batch.commands.iter().map(|command| self.state.apply(log_id.index, command)).collect())
             }
@@ -184,15 +183,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// The level that a build must know to apply this.
-fn needed_level(command: &Command) -> Level {
-    match &command.body {
+/// The level that this build does not know and a command needs. One that would be raised to a level that some member does not
+/// support is rejected by every build alike: it stops nobody.
+fn unknown_level(state: &State, command: &Command) -> Option<Level> {
+    let needed = match &command.body {
+        Body::SetLevel { level } if level::supported(state).is_none_or(|supported| supported < *level) => return None,
         Body::SetLevel { level } => *level,
         body => body.level(),
-    }
+    };
+    (needed > Level::MAX).then_some(needed)
 }
 
-fn unknown_level(index: u64, level: Level) -> io::Error {
+fn too_new(index: u64, level: Level) -> io::Error {
     let known = Level::MAX;
     let what = format!(
         "entry {index} needs level {level} of the ledger's rules, this build knows up to {known}: run a newer build of the \

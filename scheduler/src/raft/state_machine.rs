@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ::metrics::histogram;
 use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
@@ -15,6 +16,8 @@ use tracing::{error, info};
 use super::checkpoint::{self, CheckpointDirectory, CheckpointError, CheckpointFile, Loaded};
 use super::hash::{self, Hasher, Hashes};
 use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, TypeConfig, members};
+use crate::clock;
+use crate::metrics::names;
 use crate::state::State;
 use crate::state::command::{Body, Command};
 use crate::state::event::EventRing;
@@ -143,7 +146,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut waiting = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
+            let began = clock::monotonic();
             let outcomes = self.apply_entry(entry.log_id(), &entry.payload)?;
+            histogram!(names::APPLY_SECONDS).record(began.elapsed().as_secs_f64());
             if entry.log_id().index % hash::EVERY == 0 {
                 self.take_hash();
             }
@@ -252,7 +257,13 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
     async fn build_snapshot(&mut self) -> Result<Checkpoint, io::Error> {
         let (directory, state, meta) = (self.directory.clone(), std::mem::take(&mut self.state), self.meta.clone());
         // The clone is dropped on the blocking thread too: it may be the last owner of much memory.
-        let written = tokio::task::spawn_blocking(move || directory.write(&state, &meta)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            let began = clock::monotonic();
+            let written = directory.write(&state, &meta);
+            histogram!(names::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
+            written
+        })
+        .await;
         let file = written.map_err(io::Error::other)??;
         let meta = self.meta.clone();
         replace_if_newer(&self.current, meta.clone(), file.clone());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
 mod ledger;
+mod metrics;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One replica that leads, and its address.
 struct Region {
     replica: Replica,
+    controller: Controller,
     address: String,
     stop: CancellationToken,
     _directory: TempDir,
@@ -85,11 +87,11 @@ impl Region {
         change(&mut config);
         let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
-        tokio::spawn(warren_scheduler::api::serve(controller, api, None, ClientTls::default(), stop.clone()));
+        tokio::spawn(warren_scheduler::api::serve(controller.clone(), api, None, ClientTls::default(), stop.clone()));
         let mut leadership = replica.leadership();
         leadership.wait_for(|now| matches!(now, Leadership::Leader { .. })).await.unwrap();
         replica.watch_state().wait_for(|state| state.level == Level::SECOND).await.unwrap();
-        Self { replica, address, stop, _directory: directory }
+        Self { replica, controller, address, stop, _directory: directory }
     }
 
     fn channel(&self) -> Channel {

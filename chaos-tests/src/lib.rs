@@ -2,9 +2,10 @@
 //! the host for what must not be left on it.
 //!
 //! In reading order: `cluster` (processes, faults), `client` (the API and the data plane), `image` (a small root file
-//! system), `host` (leftovers). Nothing here knows the crates of the scheduler or the node agent.
+//! system), `host` (leftovers), `load` (how fast, how long, how much). Nothing here knows the crates of the scheduler or the node agent.
 
 pub mod client;
 pub mod cluster;
 pub mod host;
 pub mod image;
+pub mod load;

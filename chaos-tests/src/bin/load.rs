@@ -1,0 +1,114 @@
+//! `load`: figures of real processes. See `chaos-tests/README.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use warren_chaos::load::Place;
+use warren_chaos::load::create::{self, Plan};
+use warren_chaos::load::region::Shape;
+
+/// Measures schedulers and simulated nodes: real processes on this machine, started and ended here.
+#[derive(Debug, Parser)]
+#[command(name = "load")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Where data directories are made; on a disk [default: the directory for temporary files]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Durable creates a second, one at a time and in batches
+    Create(CreateArgs),
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// Measure a three-member etcd beside it, in turns
+    #[arg(long)]
+    vs_etcd: bool,
+    /// How many clients call at once, each one call at a time
+    #[arg(long, value_delimiter = ',', default_value = "1,64,512")]
+    clients: Vec<usize>,
+    /// How many clients send batches; 0: none
+    #[arg(long, default_value_t = 16)]
+    batch_clients: usize,
+    /// Creates in a batch
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    batch: u16,
+    /// Connections to the leader, shared by all clients; the same for both systems
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+    rounds: u8,
+    /// Seconds that are measured for each number of clients
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
+    seconds: u64,
+    /// Seconds of the same load before that
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
+    warm_up: u64,
+    #[command(flatten)]
+    region: RegionArgs,
+}
+
+#[derive(Debug, Args)]
+struct RegionArgs {
+    /// Simulated nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// vCPUs of each, 20 sandboxes to one
+    #[arg(long, default_value_t = 1_000_000)]
+    node_cpus: u64,
+    /// A flag for every scheduler, such as --scheduler-flag=--checkpoint-every=100000
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    scheduler_flag: Vec<String>,
+}
+
+impl RegionArgs {
+    fn shape(&self, schedulers: usize) -> Shape {
+        Shape { schedulers, nodes: self.nodes, node_cpus: self.node_cpus, scheduler_flags: self.scheduler_flag.clone() }
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let place = Place::new(cli.data_dir)?;
+    match cli.command {
+        Command::Create(args) => {
+            let report = create::run(&place, &plan(&args)).await?;
+            show(cli.json, &report, create::Report::print)?;
+            create::check(&report)
+        }
+    }
+}
+
+fn plan(args: &CreateArgs) -> Plan {
+    Plan {
+        clients: args.clients.clone(),
+        batch_clients: args.batch_clients,
+        batch: args.batch.into(),
+        connections: args.connections.into(),
+        rounds: args.rounds.into(),
+        warm_up: Duration::from_secs(args.warm_up),
+        measured: Duration::from_secs(args.seconds),
+        with_etcd: args.vs_etcd,
+        shape: args.region.shape(3),
+    }
+}
+
+fn show<T: Serialize>(json: bool, report: &T, print: impl Fn(&T)) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        print(report);
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! A region of real schedulers and simulated nodes, for measurements.
+//!
+//! Nodes offer far more than there is, so that creating never ends; their sandboxes exist in memory alone.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use warren_proto::client::{ClientTls, channel};
+
+use super::probe::Server;
+use super::{Place, network};
+use crate::client::Client;
+use crate::cluster::TEMPLATE;
+use crate::cluster::binaries::Binaries;
+use crate::cluster::process::Process;
+use crate::image::Image;
+
+/// Syncs of the log since the scheduler began, on its metrics page.
+const SYNCS: &str = "warren_raft_log_syncs_total";
+
+/// Group of the first scheduler, the next is one more: the packet filter of a partition tells them apart by it.
+pub const FIRST_GROUP: u32 = 47_101;
+
+/// An archive without a file: simulated sandboxes look at none.
+const EMPTY_TAR_BYTES: usize = 1024;
+
+/// What a region is made of.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub schedulers: usize,
+    pub nodes: usize,
+    /// What each node offers, in vCPU; memory and disk in proportion.
+    pub node_cpus: u64,
+    /// More flags of schedulers, and what they run under.
+    pub scheduler_flags: Vec<String>,
+}
+
+/// Its processes. Dropping it kills them.
+#[derive(Debug)]
+pub struct Region {
+    _directory: TempDir,
+    network: String,
+    schedulers: Vec<Process>,
+    agents: Vec<Process>,
+}
+
+impl Region {
+    /// Starts everything and waits until it is ready and has a template.
+    pub async fn start(place: &Place, shape: &Shape) -> anyhow::Result<Self> {
+        let binaries = Binaries::find()?;
+        let directory = place.directory()?;
+        let network = network();
+        let mut region = Self { _directory: directory, network, schedulers: Vec::new(), agents: Vec::new() };
+        let root = region._directory.path().to_owned();
+        region.schedulers = (0..shape.schedulers).map(|at| region.scheduler(at, shape, &root, &binaries)).collect();
+        region.agents = (0..shape.nodes).map(|at| region.agent(at, shape, &root, &binaries)).collect();
+        for process in region.schedulers.iter_mut().chain(&mut region.agents) {
+            process.start()?;
+        }
+        for process in region.schedulers.iter_mut().chain(&mut region.agents) {
+            process.await_ready().await?;
+        }
+        let image = Image::new(vec![0; EMPTY_TAR_BYTES]);
+        region.client()?.import_template(TEMPLATE, &image).await.context("import the template")?;
+        Ok(region)
+    }
+
+    fn scheduler(&self, at: usize, shape: &Shape, root: &Path, binaries: &Binaries) -> Process {
+        let members: Vec<String> = (0..shape.schedulers)
+            .map(|at| format!("{}={}/{}", at + 1, self.address(at, 7071), self.address(at, 7070)))
+            .collect();
+        let name = format!("scheduler-{}", at + 1);
+        let http = self.address(at, 7072);
+        let mut arguments = flags(&[
+            ("replica-id", (at + 1).to_string()),
+            ("data-dir", root.join(&name).display().to_string()),
+            ("api-listen", self.address(at, 7070)),
+            ("peer-listen", self.address(at, 7071)),
+            ("http-listen", http.clone()),
+            ("initial-members", members.join(",")),
+            ("log-level", "warn".to_owned()),
+        ]);
+        arguments.extend(shape.scheduler_flags.iter().cloned());
+        let group = FIRST_GROUP + u32::try_from(at).unwrap_or(0);
+        let log = root.join(format!("{name}.log"));
+        Process::new(name, binaries.scheduler.clone(), arguments, http, log).in_group(group)
+    }
+
+    fn agent(&self, at: usize, shape: &Shape, root: &Path, binaries: &Binaries) -> Process {
+        let name = format!("node-{}", at + 1);
+        let http = self.address(at + 100, 7081);
+        let arguments = flags(&[
+            ("node-id", format!("load-{}", at + 1)),
+            ("data-dir", root.join(&name).display().to_string()),
+            ("schedulers", self.endpoints().join(",")),
+            ("listen", self.address(at + 100, 7080)),
+            ("http-listen", http.clone()),
+            ("drivers", "sim".to_owned()),
+            ("cpu-milli", (shape.node_cpus * 1000).to_string()),
+            ("memory", format!("{}GiB", shape.node_cpus)),
+            ("disk", format!("{}GiB", shape.node_cpus * 2)),
+            ("log-level", "error".to_owned()),
+        ]);
+        let log = root.join(format!("{name}.log"));
+        Process::new(name, binaries.agent.clone(), arguments, http, log)
+    }
+
+    fn address(&self, at: usize, port: u16) -> String {
+        format!("{}.{}:{port}", self.network, at + 1)
+    }
+
+    /// API addresses, by replica.
+    pub fn endpoints(&self) -> Vec<String> {
+        (0..self.schedulers.len().max(1)).map(|at| self.address(at, 7070)).collect()
+    }
+
+    /// Of a scheduler, without `:port`.
+    pub fn host(&self, at: usize) -> String {
+        format!("{}.{}", self.network, at + 1)
+    }
+
+    /// One that retries, at any replica.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Client::new(&self.endpoints())
+    }
+
+    /// The replica that leads now.
+    pub async fn leader(&self) -> anyhow::Result<usize> {
+        let status = self.client()?.cluster_status().await.context("ask for the leader")?;
+        let at = usize::try_from(status.leader_id)?.checked_sub(1).context("no leader")?;
+        ensure!(at < self.schedulers.len(), "replica {} leads and was never started", status.leader_id);
+        Ok(at)
+    }
+
+    /// Connections of a client's own to one replica, which open now.
+    pub fn channels(&self, at: usize, count: usize) -> anyhow::Result<Vec<Channel>> {
+        let address = self.address(at, 7070);
+        (0..count).map(|_| Ok(channel(&address, &ClientTls::default())?)).collect()
+    }
+
+    /// What to look at while it is measured.
+    pub fn servers(&self) -> Vec<Server> {
+        let schedulers = self.schedulers.iter().enumerate().map(|(at, process)| Server {
+            name: process.name().to_owned(),
+            process: process.id(),
+            syncs: Some((self.address(at, 7072), SYNCS)),
+        });
+        let agents = self.agents.iter().map(|process| Server {
+            name: process.name().to_owned(),
+            process: process.id(),
+            syncs: None,
+        });
+        schedulers.chain(agents).collect()
+    }
+
+    pub fn scheduler_process(&mut self, at: usize) -> &mut Process {
+        &mut self.schedulers[at]
+    }
+
+    /// Sends a signal to a scheduler.
+    pub fn signal(&self, at: usize, signal: Signal) -> anyhow::Result<()> {
+        self.schedulers[at].signal(signal)
+    }
+
+    /// The ends of all logs.
+    pub fn logs(&self) -> String {
+        self.schedulers.iter().chain(&self.agents).map(Process::log_tail).collect()
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for process in self.agents.iter_mut().chain(&mut self.schedulers) {
+            if let Err(error) = process.kill() {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+fn flags(pairs: &[(&str, String)]) -> Vec<String> {
+    pairs.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]).collect()
+}

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use warren_chaos::load::Place;
 use warren_chaos::load::create::{self, Plan};
+use warren_chaos::load::failover;
 use warren_chaos::load::region::Shape;
 
 /// Measures schedulers and simulated nodes: real processes on this machine, started and ended here.
@@ -27,6 +28,35 @@ struct Cli {
 enum Command {
     /// Durable creates a second, one at a time and in batches
     Create(CreateArgs),
+    /// Longest time without an acknowledged create when the leader fails
+    Failover(FailoverArgs),
+}
+
+#[derive(Debug, Args)]
+struct FailoverArgs {
+    #[arg(long, value_enum)]
+    kind: FaultKind,
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    runs: u16,
+    #[command(flatten)]
+    region: RegionArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FaultKind {
+    Sigkill,
+    Sigstop,
+    Partition,
+}
+
+impl From<FaultKind> for failover::Kind {
+    fn from(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::Sigkill => Self::Sigkill,
+            FaultKind::Sigstop => Self::Sigstop,
+            FaultKind::Partition => Self::Partition,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +116,17 @@ async fn main() -> anyhow::Result<()> {
             let report = create::run(&place, &plan(&args)).await?;
             show(cli.json, &report, create::Report::print)?;
             create::check(&report)
+        }
+        Command::Failover(args) => {
+            let kind = args.kind.into();
+            if kind == failover::Kind::Partition
+                && let Some(code) = failover::in_private_network()?
+            {
+                std::process::exit(code);
+            }
+            let report = failover::run(&place, &args.region.shape(3), kind, args.runs.into()).await?;
+            show(cli.json, &report, failover::Report::print)?;
+            failover::check(&report)
         }
     }
 }

@@ -6,9 +6,11 @@
 //! In reading order: `machine` (where and when), `stats`, `probe` (what a process used), `drive` (clients that call without a
 //! pause), `region` and `etcd` (the systems), and a file per measurement: `create`, `failover`, `agents`, `state`.
 
+pub mod clients;
 pub mod create;
 pub mod drive;
 pub mod etcd;
+pub mod failover;
 pub mod machine;
 pub mod probe;
 pub mod region;

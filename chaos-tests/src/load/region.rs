@@ -2,6 +2,7 @@
 //!
 //! Nodes offer far more than there is, so that creating never ends; their sandboxes exist in memory alone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -9,10 +10,12 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use warren_proto::client::{ClientTls, channel};
+use warren_proto::v1::ListSandboxesRequest;
+use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 
 use super::probe::Server;
 use super::{Place, network};
-use crate::client::Client;
+use crate::client::{Client, TENANT};
 use crate::cluster::TEMPLATE;
 use crate::cluster::binaries::Binaries;
 use crate::cluster::process::Process;
@@ -23,6 +26,13 @@ const SYNCS: &str = "warren_raft_log_syncs_total";
 
 /// Group of the first scheduler, the next is one more: the packet filter of a partition tells them apart by it.
 pub const FIRST_GROUP: u32 = 47_101;
+
+/// Where schedulers hear each other, at each one's own address.
+pub const PEER_PORT: u16 = 7071;
+
+/// Largest page of a list.
+const PAGE_SIZE: i32 = 1000;
+const MAX_PAGE_BYTES: usize = 64 << 20;
 
 /// An archive without a file: simulated sandboxes look at none.
 const EMPTY_TAR_BYTES: usize = 1024;
@@ -70,7 +80,7 @@ impl Region {
 
     fn scheduler(&self, at: usize, shape: &Shape, root: &Path, binaries: &Binaries) -> Process {
         let members: Vec<String> = (0..shape.schedulers)
-            .map(|at| format!("{}={}/{}", at + 1, self.address(at, 7071), self.address(at, 7070)))
+            .map(|at| format!("{}={}/{}", at + 1, self.address(at, PEER_PORT), self.address(at, 7070)))
             .collect();
         let name = format!("scheduler-{}", at + 1);
         let http = self.address(at, 7072);
@@ -78,7 +88,7 @@ impl Region {
             ("replica-id", (at + 1).to_string()),
             ("data-dir", root.join(&name).display().to_string()),
             ("api-listen", self.address(at, 7070)),
-            ("peer-listen", self.address(at, 7071)),
+            ("peer-listen", self.address(at, PEER_PORT)),
             ("http-listen", http.clone()),
             ("initial-members", members.join(",")),
             ("log-level", "warn".to_owned()),
@@ -133,6 +143,24 @@ impl Region {
         let at = usize::try_from(status.leader_id)?.checked_sub(1).context("no leader")?;
         ensure!(at < self.schedulers.len(), "replica {} leads and was never started", status.leader_id);
         Ok(at)
+    }
+
+    /// Names of all sandboxes, read at the leader.
+    pub async fn names(&self) -> anyhow::Result<BTreeSet<String>> {
+        let channel = channel(&self.address(self.leader().await?, 7070), &ClientTls::default())?;
+        let mut service = SandboxServiceClient::new(channel).max_decoding_message_size(MAX_PAGE_BYTES);
+        let mut names = BTreeSet::new();
+        let mut page_token = String::new();
+        loop {
+            let parent = TENANT.to_owned();
+            let request = ListSandboxesRequest { parent, page_size: PAGE_SIZE, page_token, ..Default::default() };
+            let page = service.list_sandboxes(request).await?.into_inner();
+            names.extend(page.sandboxes.into_iter().map(|sandbox| sandbox.name));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(names);
+            }
+        }
     }
 
     /// Connections of a client's own to one replica, which open now.

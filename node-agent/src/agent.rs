@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
@@ -20,11 +21,13 @@ use crate::clock;
 use crate::config::Config;
 use crate::data_plane::{self, Authority};
 use crate::drivers::Drivers;
+use crate::fence::Fence;
 use crate::http;
+use crate::incarnation;
 use crate::journal::Journal;
 use crate::ledger::LedgerFile;
 use crate::metrics;
-use crate::session::{Membership, NodeFacts, Session};
+use crate::session::{Connections, Membership, NodeFacts, Parts, Session};
 use crate::storage;
 use crate::supervisor::Supervisor;
 use crate::templates::TemplateStore;
@@ -78,7 +81,8 @@ impl Agent {
         let store = TemplateStore::open(&data_dir.path, changes.clone())?;
         let fetcher = Fetcher { store: store.clone(), tls: tls.clone(), own_address: advertised.clone() };
         let journal = Journal::open(&data_dir.path)?;
-        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, journal, changes).await?;
+        let fence = raise_fence(&config, &data_dir, &drivers).await?;
+        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, journal, changes, fence.clone()).await?;
         let ledger_file = LedgerFile::new(&data_dir.path);
         let membership = Membership::new(ledger_file.read()?);
 
@@ -86,14 +90,28 @@ impl Agent {
         let authority = Authority::new(config.node_id.clone(), membership.clone());
         let routes = data_plane::routes(supervisor.clone(), store, authority, stop.clone()).await?;
         let pages = http::router(supervisor.clone(), membership.clone(), metrics);
-        let facts = facts(&config, advertised, &drivers)?;
-        let session =
-            Session::new(facts, supervisor.clone(), membership.clone(), ledger_file, tls, config.schedulers.clone());
+        let facts = facts(&config, &data_dir, advertised, &drivers, fence.clone())?;
+        let session = Session::new(Parts {
+            facts,
+            supervisor: supervisor.clone(),
+            membership: membership.clone(),
+            ledger_file,
+            connections: Connections::new(tls),
+            schedulers: config.schedulers.clone(),
+            counters: Arc::default(),
+        });
 
         let mut tasks = JoinSet::new();
         for (listener, routes) in [(listener, routes), (http_listener, Routes::from(pages))] {
             let (tls, stop) = (config.tls.clone(), stop.clone());
             tasks.spawn(async move { Ok(data_plane::serve(listener, routes, &tls, stop).await?) });
+        }
+        if let Some(fence) = fence {
+            let until = stop.clone();
+            tasks.spawn(async move {
+                fence.keep(until).await;
+                Ok(())
+            });
         }
         let until = stop.clone();
         tasks.spawn(async move {
@@ -137,7 +155,24 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: listen on {address}"))
 }
 
-fn facts(config: &Config, advertised: String, drivers: &Drivers) -> anyhow::Result<NodeFacts> {
+/// `None` where a driver has nothing that could be frozen as a whole.
+async fn raise_fence(config: &Config, data_dir: &DataDir, drivers: &Drivers) -> anyhow::Result<Option<Fence>> {
+    let Some(switches) = drivers.switches() else {
+        tracing::warn!(?drivers, "no fence: a driver cannot freeze its sandboxes as a whole");
+        return Ok(None);
+    };
+    let fence = Fence::open(&data_dir.path, switches, config.fence.clone()).context("prepare the fence")?;
+    fence.raise().await;
+    Ok(Some(fence))
+}
+
+fn facts(
+    config: &Config,
+    data_dir: &DataDir,
+    advertised: String,
+    drivers: &Drivers,
+    fence: Option<Fence>,
+) -> anyhow::Result<NodeFacts> {
     let host = capacity::after_reserve(capacity::of_host(&config.data_dir).context("read the host's capacity")?);
     let capacity = Resources {
         cpu: config.cpu.unwrap_or(host.cpu),
@@ -147,16 +182,17 @@ fn facts(config: &Config, advertised: String, drivers: &Drivers) -> anyhow::Resu
     };
     Ok(NodeFacts {
         name: config.node_id.name(),
-        incarnation: clock::new_incarnation(),
+        incarnation: incarnation::next(&data_dir.path, clock::unix_now_ms()).context("name this process")?,
         data_plane_address: advertised,
         data_plane_tls: config.serves_tls(),
         capacity: wire_resources(capacity),
         labels: config.labels.clone(),
         drivers: drivers.names(),
+        fence,
     })
 }
 
-fn wire_resources(resources: Resources) -> v1::Resources {
+pub(crate) fn wire_resources(resources: Resources) -> v1::Resources {
     let wire = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     v1::Resources {
         cpu_milli: wire(resources.cpu.0),

@@ -46,6 +46,16 @@ pub struct StartSpec {
     pub working_directory: String,
     /// `None`: the node's default.
     pub driver: Option<String>,
+    pub on_isolation: OnIsolation,
+}
+
+/// What becomes of a sandbox when the node's lease lapses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnIsolation {
+    #[default]
+    Keep,
+    /// It is frozen, so that it may be placed elsewhere.
+    Freeze,
 }
 
 /// One sandbox of an assignment. What is to be removed needs no start spec.
@@ -68,6 +78,11 @@ impl Goal {
             Want::Running(_) => Desired::Running,
             Want::Removed => Desired::Removed,
         }
+    }
+
+    /// Whether it runs only as long as the node has a lease.
+    pub fn is_fenced(&self) -> bool {
+        matches!(&self.want, Want::Running(spec) if spec.on_isolation == OnIsolation::Freeze)
     }
 }
 
@@ -202,6 +217,10 @@ fn parse_goal(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<Goal, Ass
 fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpec, AssignmentError> {
     let bad = |field| AssignmentError::Field { sandbox: name.clone(), field };
     let amount = |value: i64, field| u64::try_from(value).ok().filter(|n| *n > 0).ok_or_else(|| bad(field));
+    let on_isolation = match wire.on_isolation() {
+        v1::OnIsolation::Freeze => OnIsolation::Freeze,
+        v1::OnIsolation::Keep | v1::OnIsolation::Unspecified => OnIsolation::Keep,
+    };
     let resources = wire.resources.ok_or_else(|| bad("resources"))?;
     let template = wire.template.ok_or_else(|| bad("template"))?;
     let source = |s: v1::TemplateSource| Source { address: s.address, tls: s.tls };
@@ -229,6 +248,7 @@ fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpe
             .collect(),
         working_directory: if wire.working_directory.is_empty() { "/".to_owned() } else { wire.working_directory },
         driver: (!wire.driver.is_empty()).then_some(wire.driver),
+        on_isolation,
     })
 }
 

@@ -8,12 +8,15 @@ use anyhow::Context;
 use crate::agent::DataDir;
 use crate::config::Config;
 use crate::drivers;
+use crate::fence::keeper;
 
 /// What the agent itself keeps; drivers clear up after themselves.
-const OWN: [&str; 3] = ["journal", "templates", "ledger"];
+const OWN: [&str; 4] = ["journal", "templates", "ledger", "incarnation"];
 
 /// Removes sandboxes first: while one is left, the journal must still know it.
 pub async fn clean(config: &Config, data_dir: DataDir) -> anyhow::Result<()> {
+    // First: a fence that goes on would freeze what is to be ended.
+    keeper::remove(&data_dir.path).await.context("end the fence")?;
     let built = drivers::build(config).await?;
     let mut removed = 0;
     for driver in built.drivers.all() {

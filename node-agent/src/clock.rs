@@ -6,10 +6,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
-use uuid::Uuid;
 
 /// A moment on the boot-time clock, as time since boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BootInstant(pub Duration);
 
 impl BootInstant {
@@ -24,6 +23,15 @@ impl BootInstant {
         self.0.saturating_sub(earlier.0)
     }
 
+    pub fn from_nanos(nanos: u64) -> Self {
+        Self(Duration::from_nanos(nanos))
+    }
+
+    /// Nanoseconds since boot: enough for 584 years.
+    pub fn as_nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// This moment and `duration` more.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
@@ -31,16 +39,11 @@ impl BootInstant {
     }
 }
 
-/// Milliseconds since the Unix epoch, for the expiry of tokens; 0 on a clock before it.
+/// Milliseconds since the Unix epoch, for the expiry of tokens and the order of incarnations; 0 on a clock before it.
 #[allow(clippy::disallowed_methods, reason = "this is the module that may")]
 pub fn unix_now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// An id of this process that orders after all earlier ones (UUIDv7).
-pub fn new_incarnation() -> Uuid {
-    Uuid::now_v7()
 }
 
 #[cfg(test)]

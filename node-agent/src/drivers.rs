@@ -10,6 +10,7 @@ use crate::config::{Config, DriverKind};
 use crate::driver::Driver;
 use crate::driver::oci::{OciConfig, OciDriver};
 use crate::driver::sim::{SimConfig, SimDriver};
+use crate::fence::Switch;
 
 /// At least one driver; the first is the default.
 #[derive(Clone)]
@@ -33,6 +34,11 @@ impl Drivers {
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Driver>> {
         self.by_name.values()
+    }
+
+    /// What freezes fenced sandboxes; `None`: there is a driver that fences none.
+    pub fn switches(&self) -> Option<Vec<Switch>> {
+        self.all().map(|driver| driver.switch()).collect()
     }
 
     /// The default first.
@@ -61,7 +67,10 @@ pub async fn build(config: &Config) -> anyhow::Result<Built> {
                 list.push(Arc::clone(&driver) as Arc<dyn Driver>);
                 oci = Some(driver);
             }
-            DriverKind::Sim => list.push(Arc::new(SimDriver::new(SimConfig::default()))),
+            DriverKind::Sim => {
+                let switch = std::path::absolute(&config.data_dir)?.join("fence/sim");
+                list.push(Arc::new(SimDriver::new(SimConfig { switch: Some(switch), ..SimConfig::default() })));
+            }
         }
     }
     let drivers = Drivers::new(list).context("no driver is configured")?;

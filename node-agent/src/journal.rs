@@ -44,6 +44,9 @@ struct StoredRecord {
     reason_code: String,
     #[prost(string, tag = "6")]
     reason_message: String,
+    /// Epochs up to this one are of a ledger that this node's was restored from.
+    #[prost(uint64, tag = "7")]
+    foreign: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
@@ -56,10 +59,19 @@ enum StoredStage {
     Removed = 4,
 }
 
+/// What is kept of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub record: Record,
+    /// As in `Held`.
+    pub foreign: Option<Epoch>,
+}
+
 /// The directory `<data_dir>/journal`. Calls block: they sync.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    directory: PathBuf,
+    /// `None`: nothing is kept, for agents whose sandboxes end with their process.
+    directory: Option<PathBuf>,
 }
 
 impl Journal {
@@ -67,41 +79,53 @@ impl Journal {
         let directory = data_dir.join("journal");
         storage::create_private_directory(&directory)
             .map_err(|source| JournalError::Io { path: directory.clone(), source })?;
-        Ok(Self { directory })
+        Ok(Self { directory: Some(directory) })
+    }
+
+    /// Keeps nothing: for simulated sandboxes, which end with their agent.
+    pub fn of_nothing() -> Self {
+        Self { directory: None }
+    }
+
+    /// Whether calls may block.
+    pub fn is_on_disk(&self) -> bool {
+        self.directory.is_some()
     }
 
     /// Every record. One that cannot be read is an error: to go on without it could start a sandbox twice.
-    pub fn load(&self) -> Result<BTreeMap<SandboxName, Record>, JournalError> {
-        let io = |source| JournalError::Io { path: self.directory.clone(), source };
+    pub fn load(&self) -> Result<BTreeMap<SandboxName, Entry>, JournalError> {
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(&self.directory).map_err(io)? {
+        let Some(directory) = &self.directory else { return Ok(records) };
+        let io = |source| JournalError::Io { path: directory.clone(), source };
+        for entry in fs::read_dir(directory).map_err(io)? {
             let path = entry.map_err(io)?.path();
             if path.to_string_lossy().ends_with(SUFFIX) {
                 let bytes = fs::read(&path).map_err(|source| JournalError::Io { path: path.clone(), source })?;
-                let (name, record) = decode(&path, &bytes)?;
-                records.insert(name, record);
+                let (name, entry) = decode(&path, &bytes)?;
+                records.insert(name, entry);
             }
         }
         Ok(records)
     }
 
-    pub fn put(&self, sandbox: &SandboxName, record: &Record) -> Result<(), JournalError> {
-        let path = self.path_of(sandbox);
-        storage::write_atomically(&path, &encode(sandbox, record)).map_err(|source| JournalError::Io { path, source })
+    pub fn put(&self, sandbox: &SandboxName, entry: &Entry) -> Result<(), JournalError> {
+        let Some(path) = self.path_of(sandbox) else { return Ok(()) };
+        storage::write_atomically(&path, &encode(sandbox, entry)).map_err(|source| JournalError::Io { path, source })
     }
 
     pub fn forget(&self, sandbox: &SandboxName) -> Result<(), JournalError> {
-        let path = self.path_of(sandbox);
+        let Some(path) = self.path_of(sandbox) else { return Ok(()) };
         storage::remove_durably(&path).map_err(|source| JournalError::Io { path, source })
     }
 
     /// Ids hold no dot, so no two sandboxes share a file.
-    fn path_of(&self, sandbox: &SandboxName) -> PathBuf {
-        self.directory.join(format!("{}.{}{SUFFIX}", sandbox.tenant, sandbox.id))
+    fn path_of(&self, sandbox: &SandboxName) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{}.{}{SUFFIX}", sandbox.tenant, sandbox.id)))
     }
 }
 
-fn encode(sandbox: &SandboxName, record: &Record) -> Vec<u8> {
+fn encode(sandbox: &SandboxName, entry: &Entry) -> Vec<u8> {
+    let record = &entry.record;
     let (stage, reason) = match &record.stage {
         Stage::Starting => (StoredStage::Starting, None),
         Stage::Started => (StoredStage::Started, None),
@@ -116,11 +140,12 @@ fn encode(sandbox: &SandboxName, record: &Record) -> Vec<u8> {
         stage: stage.into(),
         reason_code,
         reason_message,
+        foreign: entry.foreign.map_or(0, |epoch| epoch.0),
     }
     .encode_to_vec()
 }
 
-fn decode(path: &Path, bytes: &[u8]) -> Result<(SandboxName, Record), JournalError> {
+fn decode(path: &Path, bytes: &[u8]) -> Result<(SandboxName, Entry), JournalError> {
     let damaged = |what: String| JournalError::Damaged { path: path.to_owned(), what };
     let stored = StoredRecord::decode(bytes).map_err(|error| damaged(error.to_string()))?;
     if stored.version != VERSION {
@@ -134,7 +159,8 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(SandboxName, Record), JournalErr
         StoredStage::Removed => Stage::Removed,
         StoredStage::Unspecified => return Err(damaged(format!("stage {}", stored.stage))),
     };
-    Ok((sandbox, Record { epoch: Epoch(stored.epoch), stage }))
+    let foreign = (stored.foreign > 0).then_some(Epoch(stored.foreign));
+    Ok((sandbox, Entry { record: Record { epoch: Epoch(stored.epoch), stage }, foreign }))
 }
 
 #[cfg(test)]
@@ -149,8 +175,9 @@ mod tests {
     fn records_survive_and_are_forgotten() {
         let directory = tempfile::tempdir().expect("directory");
         let journal = Journal::open(directory.path()).expect("open");
-        let failed = Record { epoch: Epoch(2), stage: Stage::Failed(Reason::new("START_FAILED", "no")) };
-        let started = Record { epoch: Epoch(1), stage: Stage::Started };
+        let entry = |epoch, stage, foreign| Entry { record: Record { epoch: Epoch(epoch), stage }, foreign };
+        let failed = entry(2, Stage::Failed(Reason::new("START_FAILED", "no")), Some(Epoch(1)));
+        let started = entry(1, Stage::Started, None);
         journal.put(&name("a"), &started).expect("put");
         journal.put(&name("a"), &failed).expect("put");
         journal.put(&name("b"), &started).expect("put");
@@ -164,9 +191,12 @@ mod tests {
     #[test]
     fn the_bytes_on_disk_stay_as_they_are() {
         let record = Record { epoch: Epoch(300), stage: Stage::Failed(Reason::new("C", "m")) };
+        let record = Entry { record, foreign: None };
         let golden = b"\x08\x01\x12\x17tenants/t/sandboxes/abc\x18\xac\x02\x20\x03\x2a\x01C\x32\x01m";
         assert_eq!(encode(&name("abc"), &record), golden);
-        assert_eq!(decode(Path::new("x"), golden).expect("decode"), (name("abc"), record));
+        assert_eq!(decode(Path::new("x"), golden).expect("decode"), (name("abc"), record.clone()));
+        let foreign = Entry { foreign: Some(Epoch(2)), ..record };
+        assert_eq!(encode(&name("abc"), &foreign), [&golden[..], b"\x38\x02"].concat());
     }
 
     #[test]

@@ -34,21 +34,22 @@ struct StoredLedger {
     ledger_id: String,
 }
 
-/// The file `<data_dir>/ledger`.
-#[derive(Debug, Clone)]
+/// The file `<data_dir>/ledger`, or none: an agent without a data directory belongs to whichever ledger welcomes it.
+#[derive(Debug, Clone, Default)]
 pub struct LedgerFile {
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl LedgerFile {
     pub fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join(FILE) }
+        Self { path: Some(data_dir.join(FILE)) }
     }
 
     /// The ledger's id; `None` on a node that no ledger has welcomed yet.
     pub fn read(&self) -> Result<Option<String>, LedgerFileError> {
-        let path = || self.path.clone();
-        let bytes = match fs::read(&self.path) {
+        let Some(file) = &self.path else { return Ok(None) };
+        let path = || file.clone();
+        let bytes = match fs::read(file) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(LedgerFileError::Io { path: path(), source }),
@@ -63,8 +64,9 @@ impl LedgerFile {
 
     pub fn write(&self, ledger_id: &str) -> Result<(), LedgerFileError> {
         let stored = StoredLedger { version: VERSION, ledger_id: ledger_id.to_owned() };
-        storage::write_atomically(&self.path, &stored.encode_to_vec())
-            .map_err(|source| LedgerFileError::Io { path: self.path.clone(), source })
+        let Some(path) = &self.path else { return Ok(()) };
+        storage::write_atomically(path, &stored.encode_to_vec())
+            .map_err(|source| LedgerFileError::Io { path: path.clone(), source })
     }
 }
 

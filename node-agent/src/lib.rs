@@ -13,6 +13,7 @@ pub mod reconcile;
 pub mod supervisor;
 pub mod templates;
 
+pub mod fence;
 pub mod session;
 
 pub mod data_plane;
@@ -24,7 +25,9 @@ pub mod clean;
 pub mod clock;
 pub mod config;
 pub mod drivers;
+pub mod fleet;
 pub mod http;
+pub mod incarnation;
 pub mod ledger;
 pub mod metrics;
 pub mod storage;

@@ -1,13 +1,19 @@
-//! `warren-node-agent`: `run` (the default), `clean`, and the hidden `shim` that a driver starts beside a sandbox.
+//! `warren-node-agent`: `run` (the default), `clean`, `fleet`, and the hidden `shim` that a driver starts beside a sandbox.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use warren_node_agent::agent::{Agent, DataDir};
-use warren_node_agent::config::{Args, Command, Config, LogFormat};
+use warren_node_agent::config::{Args, Command, Config, FleetArgs, LogFormat};
+use warren_node_agent::fleet::{Fleet, FleetConfig};
 use warren_node_agent::{clean, drivers, shim};
+
+/// Lines of a fleet come no faster: each counts all of its agents.
+const SHORTEST_REPORT: Duration = Duration::from_millis(100);
 
 /// Exit code for a configuration that cannot be used.
 const USAGE: u8 = 2;
@@ -20,9 +26,10 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     let command = args.command.unwrap_or_default();
-    let loaded = match command {
+    let loaded = match &command {
         Command::Run => Config::load(args.layer),
         Command::Clean => Config::load_offline(args.layer),
+        Command::Fleet(_) => Config::load_fleet(args.layer),
     };
     let config = match loaded {
         Ok(config) => config,
@@ -43,10 +50,34 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(command: Command, config: Config) -> anyhow::Result<()> {
-    let data_dir = DataDir::hold(&config.data_dir)?;
-    if command == Command::Clean {
-        return clean::clean(&config, data_dir).await;
+    match command {
+        Command::Run => serve(config).await,
+        Command::Clean => {
+            let data_dir = DataDir::hold(&config.data_dir)?;
+            clean::clean(&config, data_dir).await
+        }
+        Command::Fleet(args) => run_fleet(&args, &config).await,
     }
+}
+
+async fn run_fleet(args: &FleetArgs, config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let fleet = Fleet::start(FleetConfig::new(args, config)?).await?;
+    let interval = Duration::try_from_secs_f64(args.report).context("--report")?.max(SHORTEST_REPORT);
+    let told_to_stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    fleet.report(interval, told_to_stop).await;
+    fleet.stop().await;
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let data_dir = DataDir::hold(&config.data_dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let drivers = drivers::build(&config).await?.drivers;

@@ -16,6 +16,8 @@ pub const SESSION_FOREIGN_LEDGER: &str = "warren_agent_session_foreign_ledger";
 pub const LEASE_REMAINING: &str = "warren_agent_lease_remaining_seconds";
 pub const LEASE_LAPSES: &str = "warren_agent_lease_lapses_total";
 pub const RENEWAL_SECONDS: &str = "warren_agent_lease_renewal_seconds";
+pub const FENCE_UP: &str = "warren_agent_fence_up";
+pub const FENCE_STARTS: &str = "warren_agent_fence_starts_total";
 pub const GENERATION: &str = "warren_agent_assignment_generation";
 pub const RESYNCS: &str = "warren_agent_assignment_resyncs_total";
 pub const TEMPLATES: &str = "warren_agent_templates";
@@ -56,6 +58,8 @@ fn describe() {
     describe_gauge!(LEASE_REMAINING, Unit::Seconds, "What is left of the lease; 0 after it lapsed");
     describe_counter!(LEASE_LAPSES, "Times that the lease lapsed");
     describe_histogram!(RENEWAL_SECONDS, Unit::Seconds, "Time from sending a renewal to its grant");
+    describe_gauge!(FENCE_UP, "1 while a fence lives that freezes sandboxes when the lease lapses");
+    describe_counter!(FENCE_STARTS, "Fences that were started");
     describe_gauge!(GENERATION, "Generation of the assignment that the agent acts on");
     describe_counter!(RESYNCS, "Assignments asked for as a whole because a delta did not fit");
     describe_gauge!(TEMPLATES, "Templates that the node holds");

@@ -5,15 +5,17 @@
 //! functions of the assignment and of what is held, so a lost message or a restart changes nothing.
 //!
 //! Invariants: no start while any instance of the sandbox is here; no start of an epoch older than one seen here; an epoch
-//! is started once at most; what a known assignment does not name is frozen, never ended (a remnant, which never ran to
-//! begin with or is broken, is cleared away).
+//! is started once at most; only what is named to be removed at its very epoch, and what a newer epoch of the same ledger
+//! replaces, is ended; everything else that should not run is frozen (a remnant, which never ran to begin with or is broken,
+//! is cleared away).
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use warren_proto::ids::{Epoch, SandboxName};
 
 use crate::assignment::{Assignment, Desired, Goal};
-use crate::driver::{Ended, Presence};
+use crate::driver::{Ended, InstanceKey, Presence};
 
 /// A code for programs and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,10 @@ impl Reason {
 
     fn lost() -> Self {
         Self::new("INSTANCE_LOST", "it ran at this epoch and is gone from the host, as after a reboot")
+    }
+
+    fn in_the_way() -> Self {
+        Self::new("ORPHAN_IN_THE_WAY", "the node holds another instance of it that the ledger does not know")
     }
 
     fn stale_epoch(seen: Epoch) -> Self {
@@ -65,6 +71,8 @@ pub struct Record {
 pub struct Instance {
     pub driver: String,
     pub presence: Presence,
+    /// In the group that freezes when the lease lapses.
+    pub fenced: bool,
 }
 
 /// All that the node knows of one sandbox.
@@ -74,6 +82,8 @@ pub struct Held {
     pub instances: BTreeMap<Epoch, Instance>,
     /// What is under way.
     pub busy: Option<Action>,
+    /// Epochs up to this one were given by a ledger that the node's ledger was restored from.
+    pub foreign: Option<Epoch>,
 }
 
 /// One step for one sandbox.
@@ -81,9 +91,9 @@ pub struct Held {
 pub enum Action {
     Start(Epoch),
     Remove(Epoch),
-    /// It runs and no assignment names it.
-    FreezeOrphan(Epoch),
-    /// It was an orphan, and the assignment names it again.
+    /// It runs and the assignment does not want it to.
+    Freeze(Epoch),
+    /// It was frozen, and the assignment names it again.
     Thaw(Epoch),
     /// Nothing is left of it and no assignment names it.
     Forget,
@@ -107,72 +117,94 @@ pub enum Phase {
     Orphan,
 }
 
-/// What to do next, at most one action a sandbox.
-pub fn diff(assignment: &Assignment, held: &BTreeMap<SandboxName, Held>) -> Vec<(SandboxName, Action)> {
+/// What to do next, at most one action a sandbox. `closed`: fenced sandboxes are frozen as a whole, since the lease lapsed.
+pub fn diff(assignment: &Assignment, held: &BTreeMap<SandboxName, Held>, closed: bool) -> Vec<(SandboxName, Action)> {
     let nothing = Held::default();
-    names(assignment, held)
-        .into_iter()
-        .filter_map(|name| {
-            let held = held.get(name).unwrap_or(&nothing);
-            next_action(assignment.goal(name), assignment.is_known(), held).map(|action| (name.clone(), action))
-        })
-        .collect()
+    let next = |name: &SandboxName| {
+        let held = held.get(name).unwrap_or(&nothing);
+        next_action(assignment.goal(name), assignment.is_known(), held, closed)
+    };
+    names(assignment, held).into_iter().filter_map(|name| next(name).map(|action| (name.clone(), action))).collect()
 }
 
 /// What the leader should know of everything that is assigned or held.
-pub fn report_all(assignment: &Assignment, held: &BTreeMap<SandboxName, Held>) -> BTreeMap<SandboxName, Report> {
+pub fn report_all(assignment: &Assignment, held: &BTreeMap<SandboxName, Held>) -> BTreeMap<InstanceKey, Phase> {
     let nothing = Held::default();
-    names(assignment, held)
-        .into_iter()
-        .filter_map(|name| {
-            let held = held.get(name).unwrap_or(&nothing);
-            report(assignment.goal(name), assignment.is_known(), held).map(|report| (name.clone(), report))
-        })
-        .collect()
+    let reports = |name: &SandboxName| {
+        let held = held.get(name).unwrap_or(&nothing);
+        let key = |epoch| InstanceKey { sandbox: name.clone(), epoch };
+        let reports = report(assignment.goal(name), assignment.is_known(), held).into_iter();
+        reports.map(|report| (key(report.epoch), report.phase)).collect::<Vec<_>>()
+    };
+    names(assignment, held).into_iter().flat_map(reports).collect()
 }
 
 fn names<'a>(assignment: &'a Assignment, held: &'a BTreeMap<SandboxName, Held>) -> BTreeSet<&'a SandboxName> {
     assignment.goals().keys().chain(held.keys()).collect()
 }
 
-/// The next step for one sandbox. `known`: a whole assignment has been received.
-pub fn next_action(goal: Option<&Goal>, known: bool, held: &Held) -> Option<Action> {
+/// What the assignment means for an instance that is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It should run.
+    Wanted,
+    /// It should go: it is named to be removed, or a newer epoch of the same ledger took its place.
+    Going,
+    /// The assignment is older than it, and refused.
+    Newer,
+    /// The ledger does not know it.
+    Orphan,
+    /// No assignment has been received.
+    Unknown,
+}
+
+/// The next step for one sandbox. `known`: a whole assignment has been received; `closed` as for [`diff`].
+pub fn next_action(goal: Option<&Goal>, known: bool, held: &Held, closed: bool) -> Option<Action> {
     if held.busy.is_some() {
         return None;
     }
     if let Some(epoch) = held.remnant() {
         return Some(Action::Remove(epoch));
     }
+    let first = |wanted: &dyn Fn(Fate, &Instance) -> bool| {
+        let mut all = held.instances.iter();
+        all.find(|(epoch, instance)| wanted(held.fate(**epoch, goal, known), instance)).map(|(epoch, _)| *epoch)
+    };
+    let runs = |instance: &Instance| instance.presence == Presence::Running;
+    // Before the group is thawed, what must not run again is frozen by itself.
+    let held_back = |fate, i: &Instance| closed && i.fenced && runs(i) && !matches!(fate, Fate::Wanted | Fate::Unknown);
+    if let Some(epoch) = first(&held_back) {
+        return Some(Action::Freeze(epoch));
+    }
+    if let Some(epoch) = first(&|fate, _| fate == Fate::Going) {
+        return Some(Action::Remove(epoch));
+    }
+    if let Some(epoch) = first(&|fate, i| fate == Fate::Orphan && runs(i)) {
+        return Some(Action::Freeze(epoch));
+    }
+    if let Some(epoch) = first(&|fate, i| fate == Fate::Wanted && i.presence == Presence::Frozen) {
+        return Some(Action::Thaw(epoch));
+    }
     match goal {
-        Some(goal) => match held.oldest_up_to(goal) {
-            Some(epoch) => Some(Action::Remove(epoch)),
-            None if goal.desired() == Desired::Removed => None,
-            None => toward_running(goal.epoch, held),
-        },
-        None if known => without_goal(held),
-        None => None,
-    }
-}
-
-/// Nothing older is here, and the assignment wants `epoch` to run.
-fn toward_running(epoch: Epoch, held: &Held) -> Option<Action> {
-    match held.instances.first_key_value() {
-        Some((here, instance)) if *here == epoch => {
-            (instance.presence == Presence::Frozen).then_some(Action::Thaw(epoch))
-        }
-        // A newer one: the assignment is old, and refused.
-        Some(_) => None,
-        None => held.record.as_ref().is_none_or(|record| record.epoch < epoch).then_some(Action::Start(epoch)),
-    }
-}
-
-fn without_goal(held: &Held) -> Option<Action> {
-    let running = held.instances.iter().find(|(_, instance)| instance.presence == Presence::Running);
-    match running {
-        Some((epoch, _)) => Some(Action::FreezeOrphan(*epoch)),
+        _ if !held.instances.is_empty() => None,
+        Some(goal) => may_start(goal, held, closed).then_some(Action::Start(goal.epoch)),
         // Once forgotten there is nothing to forget: asking again must come to rest.
-        None => (held.instances.is_empty() && held.record.is_some()).then_some(Action::Forget),
+        None => (known && held.record.is_some()).then_some(Action::Forget),
     }
+}
+
+/// Nothing of the sandbox is here.
+fn may_start(goal: &Goal, held: &Held, closed: bool) -> bool {
+    let new = held.record.as_ref().is_none_or(|record| record.epoch < goal.epoch);
+    // In a frozen group the start would stop half-way.
+    let waits = closed && goal.is_fenced();
+    goal.desired() == Desired::Running && new && !waits
+}
+
+/// Whether an instance runs, or would if its group were thawed, that must not.
+pub fn is_unsettled(goal: Option<&Goal>, known: bool, held: &Held) -> bool {
+    let must_not = |epoch: &Epoch| held.fate(*epoch, goal, known) != Fate::Wanted;
+    held.instances.iter().any(|(epoch, i)| i.fenced && i.presence == Presence::Running && must_not(epoch))
 }
 
 /// Whether a start of `epoch` that is under way is no longer wanted.
@@ -180,41 +212,44 @@ pub fn start_is_obsolete(goal: Option<&Goal>, epoch: Epoch) -> bool {
     goal.is_none_or(|goal| goal.epoch != epoch || goal.desired() == Desired::Removed)
 }
 
-/// What to say of one sandbox; `None`: nothing is assigned and nothing is here.
-pub fn report(goal: Option<&Goal>, known: bool, held: &Held) -> Option<Report> {
-    if let Some(Action::Start(epoch)) = held.busy {
-        return Some(Report { epoch, phase: Phase::Starting });
+/// What to say of one sandbox: of each instance that is here, and of what is assigned and is not.
+pub fn report(goal: Option<&Goal>, known: bool, held: &Held) -> Vec<Report> {
+    let here = held.instances.iter().map(|(epoch, instance)| Report {
+        epoch: *epoch,
+        phase: phase_here(&instance.presence, held.fate(*epoch, goal, known)),
+    });
+    let mut reports: Vec<Report> = here.collect();
+    match (held.busy, goal) {
+        (Some(Action::Start(epoch)), _) => reports.push(Report { epoch, phase: Phase::Starting }),
+        (_, Some(goal)) if !held.instances.contains_key(&goal.epoch) => {
+            reports.push(Report { epoch: goal.epoch, phase: phase_gone(goal, held) });
+        }
+        (_, None) if !known && held.instances.is_empty() => {
+            reports.extend(held.record.as_ref().map(Record::as_report));
+        }
+        _ => {}
     }
-    match (held.instances.last_key_value(), goal) {
-        (Some((here, _)), Some(goal)) if *here < goal.epoch && goal.desired() == Desired::Running => {
-            Some(Report { epoch: goal.epoch, phase: Phase::Starting })
-        }
-        (Some((here, instance)), _) => {
-            Some(Report { epoch: *here, phase: phase_here(&instance.presence, goal.is_some(), known) })
-        }
-        (None, Some(goal)) => Some(Report { epoch: goal.epoch, phase: phase_gone(goal, held.record.as_ref()) }),
-        (None, None) if known => None,
-        (None, None) => {
-            held.record.as_ref().map(|record| Report { epoch: record.epoch, phase: phase_of_stage(&record.stage) })
-        }
-    }
+    reports
 }
 
-fn phase_here(presence: &Presence, named: bool, known: bool) -> Phase {
-    match presence {
+fn phase_here(presence: &Presence, fate: Fate) -> Phase {
+    match (presence, fate) {
         // Being cleared away: not failed before nothing is left of it.
-        Presence::Remnant => Phase::Starting,
-        _ if known && !named => Phase::Orphan,
-        // Only orphans are ever frozen; before the first assignment it still is one.
-        Presence::Frozen if !named => Phase::Orphan,
-        Presence::Running | Presence::Frozen => Phase::Running,
-        Presence::Ended(ended) => Phase::Exited(ended.clone()),
+        (Presence::Remnant, _) => Phase::Starting,
+        (_, Fate::Orphan) => Phase::Orphan,
+        // Nothing else is ever frozen by itself; before the first assignment it still is one.
+        (Presence::Frozen, Fate::Unknown) => Phase::Orphan,
+        (Presence::Running | Presence::Frozen, _) => Phase::Running,
+        (Presence::Ended(ended), _) => Phase::Exited(ended.clone()),
     }
 }
 
-fn phase_gone(goal: &Goal, record: Option<&Record>) -> Phase {
-    match (goal.desired(), record) {
+/// The assigned epoch is not here.
+fn phase_gone(goal: &Goal, held: &Held) -> Phase {
+    let any = |fate| held.instances.keys().any(|epoch| held.fate(*epoch, Some(goal), true) == fate);
+    match (goal.desired(), held.record.as_ref()) {
         (Desired::Removed, _) => Phase::Removed,
+        (Desired::Running, _) if any(Fate::Orphan) => Phase::Failed(Reason::in_the_way()),
         (Desired::Running, Some(record)) if record.epoch > goal.epoch => {
             Phase::Failed(Reason::stale_epoch(record.epoch))
         }
@@ -236,19 +271,35 @@ fn phase_of_stage(stage: &Stage) -> Phase {
     }
 }
 
+impl Record {
+    fn as_report(&self) -> Report {
+        Report { epoch: self.epoch, phase: phase_of_stage(&self.stage) }
+    }
+}
+
 impl Held {
     fn remnant(&self) -> Option<Epoch> {
         self.instances.iter().find(|(_, i)| i.presence == Presence::Remnant).map(|(epoch, _)| *epoch)
     }
 
-    /// The oldest instance that `goal` does not want.
-    fn oldest_up_to(&self, goal: &Goal) -> Option<Epoch> {
-        let (epoch, _) = self.instances.first_key_value()?;
-        let unwanted = match goal.desired() {
-            Desired::Running => *epoch < goal.epoch,
-            Desired::Removed => *epoch <= goal.epoch,
-        };
-        unwanted.then_some(*epoch)
+    fn fate(&self, epoch: Epoch, goal: Option<&Goal>, known: bool) -> Fate {
+        let Some(goal) = goal else { return if known { Fate::Orphan } else { Fate::Unknown } };
+        let foreign = self.foreign.is_some_and(|newest| epoch <= newest);
+        match (epoch.cmp(&goal.epoch), goal.desired()) {
+            (Ordering::Equal, Desired::Running) => Fate::Wanted,
+            (Ordering::Equal, Desired::Removed) => Fate::Going,
+            (Ordering::Less, Desired::Running) if !foreign => Fate::Going,
+            (Ordering::Greater, _) if !foreign => Fate::Newer,
+            // Exactly the named epoch is removed, and what another ledger started is this one's only by name.
+            _ => Fate::Orphan,
+        }
+    }
+
+    /// The leader wants `epoch` to run: what an earlier ledger knew of the sandbox is this ledger's now.
+    pub fn is_named(&mut self, epoch: Epoch) {
+        if self.foreign.is_some_and(|newest| newest <= epoch && self.instances.contains_key(&epoch)) {
+            self.foreign = None;
+        }
     }
 
     /// The record once the instance at `epoch` is removed: why it went decides what is reported.

@@ -108,6 +108,13 @@ pub fn drop_stdio() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel run this process before every ordinary one (SCHED_FIFO at `priority`, 1 to 99).
+pub fn schedule_realtime(priority: i32) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: `parameters` lives through the call and the kernel only reads it; 0 is this process.
+    check(libc::c_long::from(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) }))
+}
+
 /// Sends any signal, real-time ones too, to the process behind `pidfd`. No effect once it was waited for.
 pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: a null `siginfo` is allowed: the kernel fills it in as `kill` would.

@@ -9,9 +9,11 @@ use std::sync::atomic::Ordering;
 use support::scheduler::Manner;
 use support::*;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 use warren_node_agent::agent::Agent;
 use warren_node_agent::driver::{Ended, Exit, Presence};
+use warren_proto::error::ErrorBuilder;
+use warren_proto::v1::ErrorReason;
 use warren_proto::v1::sandbox_observation::Phase;
 
 /// A scheduler, a host, and an agent that holds the template, with its session.
@@ -233,6 +235,26 @@ async fn it_follows_the_leader_and_says_everything_again_after_a_break() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_deposed_names_the_next_and_a_dead_scheduler_is_no_obstacle() {
+    let [first, second] = [Scheduler::start(Manner::default()).await, Scheduler::start(Manner::default()).await];
+    let driver = FakeDriver::default();
+    let directory = tempfile::tempdir().unwrap();
+    // Nobody listens on the first.
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let schedulers = format!("{dead},{}", first.address);
+    let agent = agent("n1", directory.path(), &schedulers, &driver).await;
+    let peer = first.peer().await;
+    let refusal = ErrorBuilder::new(Code::Unavailable, ErrorReason::NotLeader, "another replica leads");
+    peer.fail(refusal.with("leader", &second.address).build()).await;
+    let peer = second.peer().await;
+    wait_ready(&agent).await;
+    // And back, without being told where to: it tries all that it knows.
+    peer.fail(Status::unavailable("gone")).await;
+    let _peer = first.peer().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_lapse_of_the_lease_stops_nothing_and_the_agent_looks_for_another_leader() {
     let scheduler = Scheduler::start(Manner { lease_ms: 300, ..Manner::default() }).await;
     let driver = FakeDriver::default();
@@ -259,14 +281,78 @@ async fn another_ledger_is_not_served_and_the_sandboxes_are_kept() {
     lab.agent.stop().await;
     let other = Scheduler::start(Manner { ledger_id: "ledger-2".into(), ..Manner::default() }).await;
     let agent = agent("n1", lab.directory.path(), &other.address, &lab.driver).await;
-    let peer = other.peer().await;
-    assert_eq!(peer.hello.ledger_id, LEDGER);
-    peer.assign(100, &[]).await;
-    let closed = timeout(PATIENCE, peer.closed()).await;
-    assert!(closed.is_ok(), "the agent leaves");
+    let refused = timeout(PATIENCE, other.strangers.clone().wait_for(|n| *n > 0)).await.map(|r| *r.unwrap());
+    assert_eq!(refused, Ok(1));
     assert!(!agent.membership.is_registered());
+    assert_eq!(agent.membership.ledger_id().as_deref(), Some(LEDGER));
     agent.stop().await;
     assert!(lab.driver.log().is_empty(), "nothing was frozen or removed");
+}
+
+/// A backup from before `lost` was created and `moved` came here was restored: nothing that the new ledger does not name at
+/// its very epoch is ended, and old tokens are void.
+#[tokio::test]
+async fn a_restored_ledger_is_followed_and_what_it_does_not_know_is_frozen_not_ended() {
+    let mut lab = Lab::new().await;
+    lab.peer.assign(9, &[running("kept", 1), running("lost", 1), running("moved", 2)]).await;
+    for (id, epoch) in [("kept", 1), ("lost", 1), ("moved", 2)] {
+        lab.peer.until_phase(id, epoch, Phase::Running).await;
+    }
+    let Lab { scheduler, driver, directory, agent: old, peer } = lab;
+    drop((peer, scheduler));
+    old.stop().await;
+    let manner = Manner { ledger_id: "ledger-2".into(), predecessor: Some(LEDGER.into()), ..Manner::default() };
+    let restored = Scheduler::start(manner).await;
+    let second = agent("n1", directory.path(), &restored.address, &driver).await;
+    let mut peer = restored.peer().await;
+    assert_eq!(peer.hello.ledger_id, LEDGER);
+    // A lower generation than the old ledger's.
+    peer.assign(3, &[running("kept", 1), running("moved", 3)]).await;
+    peer.until_phase("lost", 1, Phase::Orphan).await;
+    let in_the_way = peer.until_phase("moved", 3, Phase::Failed).await;
+    assert_eq!(in_the_way.reason.unwrap().code, "ORPHAN_IN_THE_WAY");
+    wait_ready(&second).await;
+    let refused = upload(&second, digest(b"x"), b"x").await.unwrap_err();
+    assert_eq!(warren_proto::error::reason_of(&refused), Some(warren_proto::v1::ErrorReason::PermissionDenied));
+    second.stop().await;
+
+    // Whoever comes next still knows whose they are.
+    let third = agent("n1", directory.path(), &restored.address, &driver).await;
+    let mut peer = restored.peer().await;
+    assert_eq!(peer.hello.ledger_id, "ledger-2");
+    peer.assign(4, &[running("kept", 1), running("moved", 3)]).await;
+    peer.until_phase("moved", 3, Phase::Failed).await;
+    peer.assign(5, &[running("kept", 1), removed("moved", 2), removed("lost", 1)]).await;
+    peer.until_phase("moved", 2, Phase::Removed).await;
+    peer.until_phase("lost", 1, Phase::Removed).await;
+    third.stop().await;
+    let ended: Vec<String> = driver.log().into_iter().filter(|entry| entry.starts_with("remove")).collect();
+    let mut sorted = ended.clone();
+    sorted.sort();
+    assert_eq!(sorted, ["remove lost@1", "remove moved@2"], "by order only");
+    assert_eq!(driver.presence(&instance("kept", 1)), Some(Presence::Running));
+}
+
+/// The ledger moved `a` away while the node was away, and an operator wants the orphan gone.
+#[tokio::test]
+async fn leftovers_and_orphans_are_removed_by_their_very_epoch_on_order_and_nothing_else_is() {
+    let lab = Lab::new().await;
+    for id in ["a", "stray", "other"] {
+        lab.driver.set(&instance(id, 2), Some(Presence::Running));
+    }
+    let mut lab = lab.restart(|_| {}).await;
+    lab.peer.assign(1, &[removed("a", 2), removed("stray", 1)]).await;
+    let gone = lab.peer.until_phase("a", 2, Phase::Removed).await;
+    assert_eq!(gone.epoch, 2);
+    lab.peer.until_phase("other", 2, Phase::Orphan).await;
+    lab.peer.delta(1, 2, &[removed("stray", 2)], &[name("a").to_string()]).await;
+    lab.peer.until_phase("stray", 2, Phase::Removed).await;
+    assert_eq!(lab.driver.presence(&instance("other", 2)), Some(Presence::Frozen));
+    lab.agent.stop().await;
+    let log = lab.driver.log();
+    let mut ended: Vec<&String> = log.iter().filter(|entry| entry.starts_with("remove")).collect();
+    ended.sort();
+    assert_eq!(ended, ["remove a@2", "remove stray@2"]);
 }
 
 #[tokio::test]

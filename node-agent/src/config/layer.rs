@@ -17,13 +17,38 @@ pub struct Args {
     pub layer: Layer,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Default, Subcommand)]
 pub enum Command {
     /// Serve (the default)
     #[default]
     Run,
     /// Remove everything that this data directory's agent left on the host: sandboxes, templates, journal
     Clean,
+    /// Run many simulated agents in this process, to see what schedulers bear; prints a line of JSON at intervals
+    Fleet(FleetArgs),
+}
+
+/// Which simulated agents.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct FleetArgs {
+    /// How many
+    #[arg(long, default_value_t = 100)]
+    pub count: usize,
+    /// Node n is named <PREFIX>n
+    #[arg(long, default_value = "sim-", value_name = "PREFIX")]
+    pub node_prefix: String,
+    /// Templates that every node says it holds, a,b; any other it pretends to fetch
+    #[arg(long, value_delimiter = ',', value_name = "DIGEST")]
+    pub templates: Vec<String>,
+    /// Seconds over which the agents start
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub ramp: f64,
+    /// Milliseconds that a simulated start takes
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    pub start_delay: u64,
+    /// Seconds between two lines
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub report: f64,
 }
 
 /// One source of values: the command line with the environment, or the file.
@@ -66,6 +91,10 @@ pub struct Layer {
     #[arg(long, env = "WARREN_RUNTIME", global = true)]
     #[serde(deserialize_with = "text")]
     pub runtime: Option<String>,
+    /// Program that freezes sandboxes when the lease lapses, or `none` [default: warren-fence beside this program]
+    #[arg(long, env = "WARREN_FENCE", global = true, value_name = "FILE")]
+    #[serde(deserialize_with = "text")]
+    pub fence: Option<String>,
     /// Thousandths of a vCPU for sandboxes [default: the host's less a reserve]
     #[arg(long, env = "WARREN_CPU_MILLI", global = true, value_name = "N")]
     #[serde(deserialize_with = "text")]
@@ -134,6 +163,7 @@ impl Layer {
             http_listen: self.http_listen.or(other.http_listen),
             drivers: self.drivers.or(other.drivers),
             runtime: self.runtime.or(other.runtime),
+            fence: self.fence.or(other.fence),
             cpu_milli: self.cpu_milli.or(other.cpu_milli),
             memory: self.memory.or(other.memory),
             disk: self.disk.or(other.disk),

@@ -14,7 +14,7 @@ use warren_proto::client::{self, ClientTls, TlsFiles};
 use warren_proto::ids::NodeId;
 use warren_proto::units::{Bytes, MilliCpu};
 
-pub use layer::{Args, Command, Layer};
+pub use layer::{Args, Command, FleetArgs, Layer};
 
 /// Everything that the agent is told, checked.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Config {
     pub http_listen: SocketAddr,
     pub drivers: Vec<DriverKind>,
     pub runtime: String,
+    /// Program of the fence; `None`: there is none.
+    pub fence: Option<PathBuf>,
     /// `None`: the host's, less a reserve.
     pub cpu: Option<MilliCpu>,
     pub memory: Option<Bytes>,
@@ -94,6 +96,14 @@ impl Config {
         Self::resolve(raw)
     }
 
+    /// As `load`, for simulated agents, which have no directory and names of their own.
+    pub fn load_fleet(args: Layer) -> Result<Self, ConfigError> {
+        let mut raw = args.with_file()?;
+        raw.node_id.get_or_insert_with(|| "fleet".to_owned());
+        raw.data_dir.get_or_insert_with(|| ".".to_owned());
+        Self::resolve(raw)
+    }
+
     /// PURE but for TLS files, which are only named here and read by `tls`.
     pub fn resolve(raw: Layer) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
@@ -126,6 +136,11 @@ impl Config {
         let log_format = problems.take("log_format", parse::log_format(raw.log_format.as_deref().unwrap_or("text")));
         let log_level = raw.log_level.unwrap_or_else(|| "info".to_owned());
         problems.take("log_level", parse::log_level(&log_level));
+        let fence = match raw.fence.as_deref() {
+            Some("none") => None,
+            Some(program) => Some(PathBuf::from(program)),
+            None => parse::fence_beside_this_program(),
+        };
         let runtime = raw.runtime.unwrap_or_else(|| "runc".to_owned());
         match (node_id, data_dir, schedulers, listen, http_listen, log_format) {
             (Some(node_id), Some(data_dir), Some(schedulers), Some(listen), Some(http_listen), Some(log_format))
@@ -141,6 +156,7 @@ impl Config {
                     http_listen,
                     drivers,
                     runtime,
+                    fence,
                     cpu,
                     memory,
                     disk,

@@ -61,6 +61,12 @@ pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
     Ok(labels)
 }
 
+/// Where an installation keeps it; `None` where it is not there.
+pub fn fence_beside_this_program() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?.with_file_name("warren-fence");
+    program.exists().then_some(program)
+}
+
 pub fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),

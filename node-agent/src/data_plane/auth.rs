@@ -94,6 +94,7 @@ fn counted<T>(result: Result<T, AuthError>) -> Result<T, AuthError> {
         let reason = match error {
             AuthError::Missing => "missing",
             AuthError::Token(TokenError::Expired(_)) => "expired",
+            AuthError::Token(TokenError::UnknownKey(_)) => "unknown_key",
             AuthError::Token(_) | AuthError::Claims(_) => "invalid",
             AuthError::OtherPlace { .. } | AuthError::OtherScope | AuthError::OtherTemplate { .. } => "other_purpose",
         };

@@ -13,10 +13,12 @@ mod request;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use metrics::{counter, gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,6 +34,9 @@ use crate::supervisor::Supervisor;
 
 /// Processes executing at once on a node: each costs a few file descriptors and two buffers of 64 KiB.
 const MAX_EXECS: usize = 1024;
+
+/// A client knows what it wants to execute before it opens the stream.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Responses under way to a client, each at most 64 KiB.
 const OUTBOUND: usize = 8;
@@ -58,15 +63,24 @@ impl ExecService {
     ) -> Result<ReceiverStream<Result<ExecResponse, Status>>, Refusal> {
         let key = self.authority.sandbox(request.metadata())?;
         let driver = self.supervisor.driver_of(&key).ok_or_else(|| Refusal::Moved(key.clone()))?;
+        let mut inbound = request.into_inner();
+        let spec = request::start(first(&mut inbound).await?)?;
+        // Not before: a client that says nothing takes nothing from others.
         let slot =
             Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Refusal::Overloaded("executing processes"))?;
-        let mut inbound = request.into_inner();
-        let spec = request::start(inbound.message().await.map_err(|status| Refusal::Stream(Box::new(status)))?)?;
         let execution = driver.exec(&key, &spec).await?;
         tracing::debug!(sandbox = %key.sandbox, epoch = %key.epoch, "process executing");
         let (responses, rx) = mpsc::channel(OUTBOUND);
         tokio::spawn(run(execution, inbound, responses, self.stop.clone(), Active::new(slot)));
         Ok(ReceiverStream::new(rx))
+    }
+}
+
+/// The first message of a client that does not keep it back.
+async fn first(inbound: &mut Streaming<ExecRequest>) -> Result<Option<ExecRequest>, Refusal> {
+    match timeout(START_PATIENCE, inbound.message()).await {
+        Ok(message) => message.map_err(|status| Refusal::Stream(Box::new(status))),
+        Err(_) => Err(request::field("start", "must come within 5 s of opening the stream")),
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use warren_proto::error::ErrorBuilder;
+use warren_proto::token::TokenError;
 use warren_proto::v1::ErrorReason;
 
 use super::auth::AuthError;
@@ -12,6 +13,9 @@ use crate::templates::TemplateError;
 
 /// When a full node is worth another try.
 const RETRY_WHEN_FULL: Duration = Duration::from_secs(1);
+
+/// When a new leader's key is likely to have come: sessions follow a leader within a few seconds.
+const RETRY_FOR_KEY: Duration = Duration::from_millis(500);
 
 /// Everything that the data plane refuses.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,11 @@ impl From<Refusal> for Status {
 
 fn of_auth(error: &AuthError) -> ErrorBuilder {
     let (code, reason) = match error {
+        // The agent may only not have heard of a new leader's key yet.
+        AuthError::Token(TokenError::UnknownKey(key)) => {
+            let unknown = ErrorBuilder::new(Code::Unavailable, ErrorReason::TokenKeyUnknown, error.to_string());
+            return unknown.with("key_id", key).retry_after(RETRY_FOR_KEY);
+        }
         AuthError::Missing | AuthError::Token(_) | AuthError::Claims(_) => {
             (Code::Unauthenticated, ErrorReason::TokenInvalid)
         }
@@ -92,7 +101,7 @@ fn of_template(error: &TemplateError) -> ErrorBuilder {
         TemplateError::NoSpace { .. } => {
             ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
         }
-        TemplateError::Silent(_) => ErrorBuilder::invalid_field("chunk", message),
+        TemplateError::Silent(_) | TemplateError::Slow => ErrorBuilder::invalid_field("chunk", message),
         TemplateError::Io { .. }
         | TemplateError::Unavailable { .. }
         | TemplateError::Channel(_)

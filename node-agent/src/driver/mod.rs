@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 
+use crate::fence::Switch;
+
 /// One placement of a sandbox: what a driver's objects are named after.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
@@ -36,6 +38,8 @@ pub struct InstanceSpec {
     pub environment: Vec<(String, String)>,
     /// Absolute path inside.
     pub working_directory: String,
+    /// Belongs to the group that [`Driver::switch`] freezes as a whole.
+    pub fenced: bool,
 }
 
 /// How a process ended.
@@ -155,6 +159,16 @@ pub trait Driver: Send + Sync {
 
     /// Everything of this driver's that the host holds, whoever started it.
     async fn list(&self) -> Result<Vec<(InstanceKey, Presence)>, DriverError>;
+
+    /// What freezes all fenced instances as a whole, those that are just being started too; `None`: this driver fences none.
+    fn switch(&self) -> Option<Switch> {
+        None
+    }
+
+    /// Whether an instance that is here belongs to the group of [`Driver::switch`].
+    fn is_fenced(&self, _: &InstanceKey) -> bool {
+        false
+    }
 
     /// Executes one process in a running instance.
     async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError>;

@@ -3,6 +3,7 @@
 //! It starts, freezes and lists like a real one, costs nothing, and forgets everything when its process ends.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
+use crate::fence::{Kind, Switch};
 
 const NAME: &str = "sim";
 
@@ -20,12 +22,15 @@ pub struct SimConfig {
     pub start_delay: Duration,
     /// Each start whose number, counted from 1, this divides fails; 0: none does.
     pub fail_every: u64,
+    /// File that freezes the fenced instances as a whole.
+    pub switch: Option<PathBuf>,
 }
 
 /// A simulated instance. Dropping it wakes those who wait for its end.
 #[derive(Debug)]
 struct Simulated {
     frozen: bool,
+    fenced: bool,
     removed: watch::Sender<()>,
 }
 
@@ -49,6 +54,17 @@ impl SimDriver {
 
     fn instances(&self) -> MutexGuard<'_, Instances> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Instances that are here.
+    pub fn count(&self) -> usize {
+        self.instances().running.len()
+    }
+
+    /// Whether the instance's processes would run now: neither it nor its group is frozen.
+    pub fn executes(&self, key: &InstanceKey) -> bool {
+        let held = self.switch().is_some_and(|switch| switch.is_frozen());
+        self.instances().running.get(key).is_some_and(|instance| !(instance.frozen || instance.fenced && held))
     }
 
     fn set_frozen(&self, key: &InstanceKey, frozen: bool) -> Result<(), DriverError> {
@@ -82,7 +98,7 @@ impl Driver for SimDriver {
             return Err(DriverError::Io { what: what(), source: std::io::ErrorKind::AlreadyExists.into() });
         }
         let removed = watch::Sender::new(());
-        instances.running.insert(spec.key.clone(), Simulated { frozen: false, removed });
+        instances.running.insert(spec.key.clone(), Simulated { frozen: false, fenced: spec.fenced, removed });
         Ok(())
     }
 
@@ -113,6 +129,14 @@ impl Driver for SimDriver {
         Ok(self.instances().running.iter().map(|(key, instance)| (key.clone(), presence(instance))).collect())
     }
 
+    fn switch(&self) -> Option<Switch> {
+        self.config.switch.clone().map(|path| Switch { kind: Kind::Plain, path })
+    }
+
+    fn is_fenced(&self, key: &InstanceKey) -> bool {
+        self.instances().running.get(key).is_some_and(|instance| instance.fenced)
+    }
+
     async fn exec(&self, _: &InstanceKey, _: &ExecSpec) -> Result<Execution, DriverError> {
         Err(DriverError::Unsupported { driver: NAME, what: "execute processes" })
     }
@@ -120,7 +144,6 @@ impl Driver for SimDriver {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::Arc;
 
     use warren_proto::ids::{Epoch, SandboxName};
@@ -138,6 +161,7 @@ mod tests {
             command: Vec::new(),
             environment: Vec::new(),
             working_directory: "/".into(),
+            fenced: false,
         }
     }
 

@@ -1,16 +1,17 @@
-//! Says when the lease lapses, also while no session is there to notice. In this version a lapse does nothing to sandboxes:
-//! they are `on_isolation: keep`.
+//! Says when the lease lapses, also while no session is there to notice. What becomes of sandboxes is the fence's doing.
+
+use std::sync::Arc;
 
 use metrics::counter;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Membership;
+use super::{Counters, Membership};
 use crate::clock::BootInstant;
 use crate::metrics::LEASE_LAPSES;
 
 /// Runs until `stop`.
-pub async fn watch(membership: Membership, stop: CancellationToken) {
+pub async fn watch(membership: Membership, counters: Arc<Counters>, stop: CancellationToken) {
     let mut lapsed = None;
     loop {
         let until = membership.lease_until().filter(|until| lapsed != Some(*until));
@@ -18,7 +19,10 @@ pub async fn watch(membership: Membership, stop: CancellationToken) {
         if left.is_some_and(|left| left.is_zero()) {
             lapsed = until;
             counter!(LEASE_LAPSES).increment(1);
-            tracing::warn!("the lease lapsed: no leader renewed it in time; sandboxes run on");
+            counters.lapsed();
+            tracing::warn!(
+                "the lease lapsed: no leader renewed it in time; sandboxes run on, except those that freeze at isolation"
+            );
             continue;
         }
         let expiry = async {

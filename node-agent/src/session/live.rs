@@ -1,7 +1,7 @@
 //! One stream to one replica: Hello and Welcome, then renewals, assignments and observations until it breaks.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
@@ -20,11 +20,12 @@ use super::wire::Told;
 use super::{End, Session};
 use crate::assignment::{AssignmentError, Outcome, Update};
 use crate::clock::BootInstant;
+use crate::fence::Fence;
 use crate::metrics::{RENEWAL_SECONDS, RESYNCS, SESSION_UP};
 use crate::supervisor::Supervisor;
 
 /// From connecting to the Welcome; the leader may have to commit the registration first.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Messages under way to the leader; one that does not read them for a third of a lease is given up.
 const OUTBOUND: usize = 32;
 /// Changes that come within this time travel together: a burst of starts is a few messages, and nobody waits noticeably.
@@ -47,15 +48,23 @@ struct Live<'a> {
     /// When each renewal without a grant was sent.
     pending: BTreeMap<u64, BootInstant>,
     resync_asked: bool,
+    /// A renewal was granted.
+    leased: bool,
+    /// Before the Hello was sent.
+    opened: BootInstant,
+    /// Whether the Hello said that a fence lives.
+    fenced: bool,
 }
 
 impl Session {
     /// Lives through one stream.
     pub(super) async fn live(&mut self, channel: Channel, address: &str) -> End {
         let (up, rx) = mpsc::channel(OUTBOUND);
+        let opened = BootInstant::now();
+        let fenced = self.facts.fence.as_ref().is_some_and(Fence::is_alive);
         let mut changes = self.supervisor.listen();
         let (observation, told) = Told::everything(&self.supervisor.observe());
-        let hello = OpenSessionRequest { message: Some(Up::Hello(self.hello(observation))) };
+        let hello = OpenSessionRequest { message: Some(Up::Hello(self.hello(observation, fenced))) };
         if up.try_send(hello).is_err() {
             return End::Refused("the Hello does not fit".into());
         }
@@ -77,12 +86,24 @@ impl Session {
         };
         tracing::info!(address, ledger = welcome.ledger_id, ?lease, "registered");
         gauge!(SESSION_UP).set(1.0);
-        let live =
-            Live { session: self, up, down, lease, told, sequence: 0, pending: BTreeMap::new(), resync_asked: false };
+        self.counters.opened();
+        let live = Live {
+            session: self,
+            up,
+            down,
+            lease,
+            told,
+            sequence: 0,
+            pending: BTreeMap::new(),
+            resync_asked: false,
+            leased: false,
+            opened,
+            fenced,
+        };
         live.run(&mut changes).await
     }
 
-    fn hello(&self, observation: warren_proto::v1::Observation) -> Hello {
+    fn hello(&self, observation: warren_proto::v1::Observation, fence: bool) -> Hello {
         let facts = &self.facts;
         let label = |(key, value): (&String, &String)| Label { key: key.clone(), value: value.clone() };
         Hello {
@@ -96,7 +117,7 @@ impl Session {
             drivers: facts.drivers.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             observation: Some(observation),
-            fence: false,
+            fence,
         }
     }
 
@@ -107,7 +128,7 @@ impl Session {
             return Err(End::Refused(format!("a Welcome with lease {lease:?}, ledger `{}`", welcome.ledger_id)));
         }
         match self.membership.ledger_id() {
-            Some(ours) if ours != welcome.ledger_id => return Err(End::ForeignLedger(welcome.ledger_id.clone())),
+            Some(ours) if ours != welcome.ledger_id => self.change_ledger(&ours, &welcome.ledger_id).await?,
             Some(_) => {}
             None => self.remember(&welcome.ledger_id).await?,
         }
@@ -116,6 +137,19 @@ impl Session {
         self.membership.register(&welcome.ledger_id);
         self.candidates.welcomed(&welcome.scheduler_addresses);
         Ok(lease)
+    }
+
+    /// The leader knows the node's ledger as the one that its own was restored from (others it refuses). First the journal
+    /// says whose the sandboxes are, then the node belongs to the new ledger: killed in between it starts over.
+    async fn change_ledger(&self, ours: &str, theirs: &str) -> Result<(), End> {
+        tracing::warn!(
+            from = ours,
+            to = theirs,
+            "the ledger was restored: what it does not name is frozen and reported"
+        );
+        let marked = self.supervisor.change_ledger().await;
+        marked.map_err(|error| End::Refused(format!("the journal cannot be written: {error}")))?;
+        self.remember(theirs).await
     }
 
     /// On disk before the node counts as registered there.
@@ -136,12 +170,14 @@ impl Live<'_> {
     async fn run(mut self, changes: &mut crate::changes::Listener) -> End {
         let mut renewal = soon(Duration::ZERO);
         let mut silence = soon(self.lease);
-        // What changed between the Hello and now, and tails that did not fit into it.
-        let mut flush = Some(soon(COALESCE));
+        // What changed between the Hello and now, and tails that did not fit into it: after the first renewal, so that after a
+        // failover every node has its lease before any sends much.
+        let mut flush = Some(soon(self.lease / 3));
+        let mut fence_changed = pin!(fence_changed(self.session.facts.fence.clone(), self.fenced));
         loop {
             let step = tokio::select! {
                 message = self.down.message() => match message {
-                    Ok(Some(message)) => self.receive(message, &mut silence).await,
+                    Ok(Some(message)) => self.receive(message, &mut silence, &mut flush).await,
                     Ok(None) => Err(End::Broken("the leader closed it".into())),
                     Err(status) => Err(End::of(&status, true)),
                 },
@@ -157,6 +193,7 @@ impl Live<'_> {
                     flush = None;
                     self.observe().await
                 }
+                () = &mut fence_changed => Err(End::Broken("the fence came or went".into())),
                 () = &mut silence => Err(End::Broken("no renewal was granted for a whole lease".into())),
             };
             if let Err(end) = step {
@@ -165,11 +202,20 @@ impl Live<'_> {
         }
     }
 
-    async fn receive(&mut self, message: OpenSessionResponse, silence: &mut Pin<Box<Sleep>>) -> Result<(), End> {
+    async fn receive(
+        &mut self,
+        message: OpenSessionResponse,
+        silence: &mut Pin<Box<Sleep>>,
+        flush: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Result<(), End> {
         match message.message {
             Some(Down::LeaseGranted(granted)) => {
-                if self.granted(granted.sequence) {
+                let first = !self.leased;
+                if self.granted(granted.sequence)? {
                     *silence = soon(self.lease);
+                    if first {
+                        *flush = Some(soon(COALESCE));
+                    }
                 }
                 Ok(())
             }
@@ -194,7 +240,7 @@ impl Live<'_> {
             End::Broken(error.to_string())
         })?;
         let supervisor: &Supervisor = &self.session.supervisor;
-        match supervisor.apply(update) {
+        match supervisor.apply(update, self.opened) {
             Outcome::NeedWhole if !self.resync_asked => {
                 self.resync_asked = true;
                 counter!(RESYNCS).increment(1);
@@ -216,12 +262,23 @@ impl Live<'_> {
     }
 
     /// Whether it was a grant of a renewal that was sent.
-    fn granted(&mut self, sequence: u64) -> bool {
-        let Some(sent) = self.pending.remove(&sequence) else { return false };
+    fn granted(&mut self, sequence: u64) -> Result<bool, End> {
+        let Some(sent) = self.pending.remove(&sequence) else { return Ok(false) };
         self.pending = self.pending.split_off(&sequence);
-        histogram!(RENEWAL_SECONDS).record(BootInstant::now().since(sent).as_secs_f64());
-        self.session.membership.extend_lease(sent.plus(self.lease));
-        true
+        let now = BootInstant::now();
+        let took = now.since(sent);
+        histogram!(RENEWAL_SECONDS).record(took.as_secs_f64());
+        self.session.counters.granted(took > self.lease / 3);
+        let (membership, supervisor) = (&self.session.membership, &self.session.supervisor);
+        if membership.lapsed_since(self.opened, now) && supervisor.needs_new_session() {
+            // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.
+            return Err(End::Broken("the lease had lapsed: starting anew".into()));
+        }
+        let until = sent.plus(self.lease);
+        membership.extend_lease(until);
+        supervisor.leased(until, self.opened);
+        self.leased = true;
+        Ok(true)
     }
 
     async fn observe(&mut self) -> Result<(), End> {
@@ -238,6 +295,17 @@ impl Live<'_> {
             Ok(Err(_)) => Err(End::Broken("the stream is closed".into())),
             Err(_) => Err(End::Broken("the leader does not read".into())),
         }
+    }
+}
+
+/// Returns once a Hello that said `fenced` is wrong.
+async fn fence_changed(fence: Option<Fence>, fenced: bool) {
+    let changed = match fence {
+        Some(fence) => fence.watch_alive().wait_for(|alive| *alive != fenced).await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -57,6 +57,11 @@ impl Membership {
         self.lease_until().map(|until| until.since(now)).filter(|left| !left.is_zero())
     }
 
+    /// Whether a lease that still ran at `moment` is over at `now`.
+    pub(super) fn lapsed_since(&self, moment: BootInstant, now: BootInstant) -> bool {
+        self.lease_until().is_some_and(|until| moment < until && until <= now)
+    }
+
     pub(super) fn lease_until(&self) -> Option<BootInstant> {
         self.state().lease_until
     }
@@ -113,5 +118,7 @@ mod tests {
         membership.extend_lease(at(5));
         assert_eq!(membership.lease_remaining(at(4)), Some(Duration::from_secs(6)));
         assert_eq!(membership.lease_remaining(at(10)), None);
+        assert!(membership.lapsed_since(at(9), at(10)));
+        assert!(!membership.lapsed_since(at(10), at(11)) && !membership.lapsed_since(at(9), at(9)));
     }
 }

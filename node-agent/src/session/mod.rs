@@ -5,15 +5,19 @@
 //!                    └ NOT_LEADER: the leader it names, at once    └ LEDGER_MISMATCH: say so once, try again slowly
 //! ```
 //! Nothing here touches a sandbox: a lapse of the lease is logged and shown, and the sandboxes run on. Children:
-//! `membership` (what the rest of the agent may know), `lease`, `candidates`, `live` (one stream), `wire`.
+//! `membership` (what the rest of the agent may know), `lease`, `candidates`, `connections`, `counters`, `live` (one stream),
+//! `wire`.
 
 mod candidates;
+mod connections;
+mod counters;
 mod lease;
 mod live;
 mod membership;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -21,16 +25,18 @@ use rand::Rng;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::Channel;
 use uuid::Uuid;
-use warren_proto::client::{self, ClientTls};
 use warren_proto::error;
 use warren_proto::v1::{self, ErrorReason};
 
 pub use candidates::Candidates;
+pub use connections::Connections;
+pub use counters::{Counters, Counts};
 pub use membership::Membership;
 pub use wire::count_by_phase;
 
+use crate::clock::BootInstant;
+use crate::fence::Fence;
 use crate::ledger::LedgerFile;
 use crate::metrics::{SESSION_ATTEMPTS, SESSION_FOREIGN_LEDGER, SESSION_UP};
 use crate::supervisor::Supervisor;
@@ -39,6 +45,9 @@ use crate::supervisor::Supervisor;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// 10,000 agents that try every 5 s, jittered, cost a recovering leader 2,000 small calls a second.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// All agents that lost their leader come back within this. Shorter would be a stampede of 10,000; longer, and what is created
+/// meanwhile would start noticeably later.
+const MAX_SPREAD: Duration = Duration::from_secs(1);
 /// Between attempts that only an operator can make succeed.
 const SLOW_PAUSE: Duration = Duration::from_secs(30);
 
@@ -53,6 +62,8 @@ pub struct NodeFacts {
     pub capacity: v1::Resources,
     pub labels: BTreeMap<String, String>,
     pub drivers: Vec<String>,
+    /// `None`: the drivers have nothing to fence.
+    pub fence: Option<Fence>,
 }
 
 /// Keeps a session with whoever leads.
@@ -62,10 +73,23 @@ pub struct Session {
     supervisor: Supervisor,
     membership: Membership,
     ledger_file: LedgerFile,
-    tls: ClientTls,
+    connections: Connections,
     candidates: Candidates,
-    /// Connections are kept: after a failover none has to be made first.
-    channels: BTreeMap<String, Channel>,
+    counters: Arc<Counters>,
+}
+
+/// What a session works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub facts: NodeFacts,
+    pub supervisor: Supervisor,
+    pub membership: Membership,
+    pub ledger_file: LedgerFile,
+    pub connections: Connections,
+    /// Not empty.
+    pub schedulers: Vec<String>,
+    /// Several sessions may share them.
+    pub counters: Arc<Counters>,
 }
 
 /// How an attempt ended.
@@ -73,6 +97,8 @@ pub struct Session {
 enum End {
     /// Another replica leads.
     Redirect(String),
+    /// The session was live, and its leader does not lead any more; the new one, if it was named.
+    Deposed(Option<String>),
     /// The schedulers serve this ledger, and the node belongs to another.
     ForeignLedger(String),
     /// A newer agent of the same node has the session.
@@ -85,21 +111,15 @@ enum End {
 }
 
 impl Session {
-    pub fn new(
-        facts: NodeFacts,
-        supervisor: Supervisor,
-        membership: Membership,
-        ledger_file: LedgerFile,
-        tls: ClientTls,
-        schedulers: Vec<String>,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { facts, supervisor, membership, ledger_file, connections, schedulers, counters } = parts;
         let candidates = Candidates::new(schedulers);
-        Self { facts, supervisor, membership, ledger_file, tls, candidates, channels: BTreeMap::new() }
+        Self { facts, supervisor, membership, ledger_file, connections, candidates, counters }
     }
 
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let watch = tokio::spawn(lease::watch(self.membership.clone(), stop.clone()));
+        let watch = tokio::spawn(lease::watch(self.membership.clone(), Arc::clone(&self.counters), stop.clone()));
         let mut rounds = 0;
         let mut said_foreign = false;
         loop {
@@ -107,14 +127,21 @@ impl Session {
             let end = self.attempt(&address, &stop).await;
             counter!(SESSION_ATTEMPTS, "result" => end.label()).increment(1);
             gauge!(SESSION_FOREIGN_LEDGER).set(f64::from(u8::from(matches!(end, End::ForeignLedger(_)))));
-            if matches!(end, End::Broken(_)) {
+            if matches!(end, End::Broken(_) | End::Deposed(_)) {
                 rounds = 0;
             }
             let pause = match &end {
                 End::Stopped => break,
                 End::Redirect(leader) if self.candidates.redirect(leader) => Duration::ZERO,
+                // All nodes lost this leader at once.
+                End::Deposed(_) | End::Broken(_) => {
+                    if let End::Deposed(Some(leader)) = &end {
+                        self.candidates.redirect(leader);
+                    }
+                    spread(self.membership.lease_remaining(BootInstant::now()))
+                }
                 End::ForeignLedger(_) | End::Superseded => SLOW_PAUSE,
-                // Another replica may do: one pause a round. After a break all nodes come at once: a pause first.
+                // Another replica may do: one pause a round.
                 End::Refused(_) if !self.candidates.round_is_over() => Duration::ZERO,
                 _ => {
                     rounds += 1;
@@ -131,9 +158,9 @@ impl Session {
     }
 
     async fn attempt(&mut self, address: &str, stop: &CancellationToken) -> End {
-        let channel = match self.channel(address) {
+        let channel = match self.connections.to(address) {
             Ok(channel) => channel,
-            Err(error) => return End::Refused(error),
+            Err(error) => return End::Refused(error.to_string()),
         };
         let end = tokio::select! {
             () = stop.cancelled() => End::Stopped,
@@ -144,19 +171,10 @@ impl Session {
         end
     }
 
-    fn channel(&mut self, address: &str) -> Result<Channel, String> {
-        if let Some(channel) = self.channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let channel = client::channel(address, &self.tls).map_err(|error| error.to_string())?;
-        self.channels.retain(|known, _| self.candidates.knows(known));
-        self.channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
-    }
-
     fn say(&self, address: &str, end: &End, pause: Duration, said_foreign: &mut bool) {
         match end {
             End::Redirect(leader) => tracing::debug!(address, leader, "another replica leads"),
+            End::Deposed(leader) => tracing::info!(address, ?leader, ?pause, "the leader leads no more"),
             End::ForeignLedger(theirs) if !*said_foreign => {
                 *said_foreign = true;
                 let ours = self.membership.ledger_id();
@@ -182,6 +200,7 @@ impl End {
     fn label(&self) -> &'static str {
         match self {
             Self::Redirect(_) => "redirected",
+            Self::Deposed(_) => "deposed",
             Self::ForeignLedger(_) => "foreign_ledger",
             Self::Superseded => "superseded",
             Self::Refused(_) => "refused",
@@ -193,6 +212,7 @@ impl End {
     /// What a refusal means.
     fn of(status: &Status, live: bool) -> Self {
         match error::reason_of(status) {
+            Some(ErrorReason::NotLeader) if live => Self::Deposed(error::metadata_of(status, "leader")),
             Some(ErrorReason::NotLeader) => match error::metadata_of(status, "leader") {
                 Some(leader) => Self::Redirect(leader),
                 None => Self::Refused(status.message().to_owned()),
@@ -205,6 +225,13 @@ impl End {
             _ => Self::Refused(status.to_string()),
         }
     }
+}
+
+/// After a live session ended, as all nodes' do at once in a failover: any time within half of what is left of the lease, so
+/// that there is time for a second try.
+fn spread(lease_left: Option<Duration>) -> Duration {
+    let bound = lease_left.map_or(MAX_SPREAD, |left| (left / 2).clamp(FIRST_PAUSE, MAX_SPREAD));
+    bound.mul_f64(rand::rng().random_range(0.0..=1.0))
 }
 
 /// Between a quarter of the bound and the bound, so that nodes that lost one leader do not come back as one.
@@ -225,5 +252,18 @@ mod tests {
         }
         assert!(jittered_pause(1) <= FIRST_PAUSE);
         assert!(jittered_pause(50) >= LAST_PAUSE / 4);
+    }
+
+    #[test]
+    fn after_a_failover_nodes_spread_and_leave_time_for_a_second_try() {
+        for lease_ms in [300, 2_000, 10_000, 60_000] {
+            let left = Duration::from_millis(lease_ms);
+            let pauses: Vec<Duration> = (0..200).map(|_| spread(Some(left))).collect();
+            assert!(pauses.iter().all(|pause| *pause <= left / 2 && *pause <= MAX_SPREAD));
+            let bound = MAX_SPREAD.min(left / 2);
+            let early = pauses.iter().filter(|pause| **pause < bound / 2).count();
+            assert!((40..160).contains(&early), "{lease_ms}: {early} of 200 in the first half");
+        }
+        assert!(spread(None) <= MAX_SPREAD);
     }
 }

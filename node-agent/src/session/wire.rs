@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use warren_proto::ids::SandboxName;
 use warren_proto::v1::sandbox_observation::Phase as WirePhase;
 use warren_proto::v1::{ExitStatus, Observation, SandboxObservation, StateReason};
 
-use crate::reconcile::{Phase, Report};
+use crate::driver::InstanceKey;
+use crate::reconcile::Phase;
 use crate::supervisor::Snapshot;
 
 /// Sandboxes in one observation: with their tails of 4 KiB they stay far below a message of 4 MiB.
@@ -25,8 +25,8 @@ impl Told {
     pub fn everything(snapshot: &Snapshot) -> (Observation, Self) {
         let mut told = snapshot.clone();
         let mut room = MAX_HELLO_TAILS;
-        for report in told.reports.values_mut() {
-            if let Phase::Exited(ended) = &mut report.phase {
+        for phase in told.reports.values_mut() {
+            if let Phase::Exited(ended) = phase {
                 match room.checked_sub(ended.output_tail.len()) {
                     Some(left) => room = left,
                     None => ended.output_tail.clear(),
@@ -42,7 +42,7 @@ impl Told {
         if now == self.0 {
             return Vec::new();
         }
-        let news = |(name, report): &(&SandboxName, &Report)| self.0.reports.get(*name) != Some(*report);
+        let news = |(key, phase): &(&InstanceKey, &Phase)| self.0.reports.get(*key) != Some(*phase);
         let changed: Vec<_> = now.reports.iter().filter(news).collect();
         let messages = if changed.is_empty() {
             vec![observation(&now, false, &[])]
@@ -55,9 +55,9 @@ impl Told {
 }
 
 /// How many sandboxes are in each phase, by its label.
-pub fn count_by_phase(reports: &BTreeMap<SandboxName, Report>) -> [(&'static str, usize); 6] {
+pub fn count_by_phase(reports: &BTreeMap<InstanceKey, Phase>) -> [(&'static str, usize); 6] {
     let labels = ["starting", "running", "exited", "failed", "removed", "orphan"];
-    labels.map(|label| (label, reports.values().filter(|report| phase_label(&report.phase) == label).count()))
+    labels.map(|label| (label, reports.values().filter(|phase| phase_label(phase) == label).count()))
 }
 
 fn phase_label(phase: &Phase) -> &'static str {
@@ -71,19 +71,19 @@ fn phase_label(phase: &Phase) -> &'static str {
     }
 }
 
-fn observation(snapshot: &Snapshot, full: bool, reports: &[(&SandboxName, &Report)]) -> Observation {
+fn observation(snapshot: &Snapshot, full: bool, reports: &[(&InstanceKey, &Phase)]) -> Observation {
     Observation {
         generation: snapshot.generation.0,
         full,
-        sandboxes: reports.iter().map(|(name, report)| sandbox(name, report)).collect(),
+        sandboxes: reports.iter().map(|(key, phase)| sandbox(key, phase)).collect(),
         template_digests: snapshot.templates.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn sandbox(name: &SandboxName, report: &Report) -> SandboxObservation {
+fn sandbox(key: &InstanceKey, phase: &Phase) -> SandboxObservation {
     let mut wire =
-        SandboxObservation { sandbox: name.to_string(), epoch: report.epoch.0, ..SandboxObservation::default() };
-    let phase = match &report.phase {
+        SandboxObservation { sandbox: key.sandbox.to_string(), epoch: key.epoch.0, ..SandboxObservation::default() };
+    let phase = match phase {
         Phase::Starting => WirePhase::Starting,
         Phase::Running => WirePhase::Running,
         Phase::Exited(ended) => {
@@ -107,14 +107,14 @@ fn sandbox(name: &SandboxName, report: &Report) -> SandboxObservation {
 mod tests {
     use super::*;
     use crate::driver::Ended;
-    use warren_proto::ids::{Epoch, Generation};
+    use warren_proto::ids::{Epoch, Generation, SandboxName};
 
     fn snapshot(generation: u64, phases: Vec<Phase>) -> Snapshot {
         let name = |n: usize| SandboxName::parse(&format!("tenants/t/sandboxes/s{n:05}")).expect("name");
-        let report = |phase| Report { epoch: Epoch(1), phase };
+        let key = |n| InstanceKey { sandbox: name(n), epoch: Epoch(1) };
         Snapshot {
             generation: Generation(generation),
-            reports: phases.into_iter().enumerate().map(|(n, phase)| (name(n), report(phase))).collect(),
+            reports: phases.into_iter().enumerate().map(|(n, phase)| (key(n), phase)).collect(),
             templates: Vec::new(),
         }
     }

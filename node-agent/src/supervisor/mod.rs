@@ -6,8 +6,10 @@
 //! task waits for the main process. What a driver refuses is tried again with a growing pause, except a start, which is
 //! reported failed.
 //!
-//! children: `work` (one action), `start`, `watch` (waits for main processes).
+//! children: `model` (what is known), `work` (one action), `start`, `watch` (waits for main processes), `gate` (what the fence is told).
 
+mod gate;
+mod model;
 mod start;
 mod watch;
 mod work;
@@ -17,18 +19,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use warren_proto::ids::{Digest, Epoch, Generation, SandboxName};
+use warren_proto::ids::{Digest, Generation, SandboxName};
 
-use crate::assignment::{Assignment, Goal, Outcome, Update, Want};
+use crate::assignment::{Outcome, Update};
 use crate::changes::{Changes, Listener};
+use crate::clock::BootInstant;
 use crate::driver::{Driver, DriverError, InstanceKey, Presence};
 use crate::drivers::Drivers;
-use crate::journal::{Journal, JournalError};
-use crate::reconcile::{self, Action, Held, Instance, Record, Report};
+use crate::fence::Fence;
+use crate::journal::{Entry, Journal, JournalError};
+use crate::reconcile::{self, Action, Held, Instance, Phase};
 use crate::templates::fetch::Fetcher;
-use work::{Done, Job};
+use gate::Gate;
+use model::Model;
+use work::Done;
 
 /// Starts at once: a runtime's start is mostly work of the host's CPUs, and more only make each one slower.
 const MAX_STARTS: usize = 8;
@@ -65,24 +71,11 @@ struct Inner {
     model: Mutex<Model>,
 }
 
-/// What the node should hold, holds and does.
-#[derive(Debug, Default)]
-struct Model {
-    assignment: Assignment,
-    held: BTreeMap<SandboxName, Held>,
-    /// Dropped with the instance: ends the task that waits for its main process.
-    watches: BTreeMap<InstanceKey, DropGuard>,
-    /// Calls off the preparation of a start.
-    starting: BTreeMap<SandboxName, (Epoch, CancellationToken)>,
-    /// Failures in a row of what a sandbox needs next.
-    failures: BTreeMap<SandboxName, u32>,
-}
-
 /// What the node holds at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub generation: Generation,
-    pub reports: BTreeMap<SandboxName, Report>,
+    pub reports: BTreeMap<InstanceKey, Phase>,
     pub templates: Vec<Digest>,
 }
 
@@ -93,16 +86,17 @@ impl Supervisor {
         fetcher: Fetcher,
         journal: Journal,
         changes: Changes,
+        fence: Option<Fence>,
     ) -> Result<Self, SuperviseError> {
         let mut held: BTreeMap<SandboxName, Held> = BTreeMap::new();
-        for (sandbox, record) in journal.load()? {
-            held.insert(sandbox, Held { record: Some(record), ..Held::default() });
+        for (sandbox, Entry { record, foreign }) in journal.load()? {
+            held.insert(sandbox, Held { record: Some(record), foreign, ..Held::default() });
         }
         for driver in drivers.all() {
             let name = driver.name();
             let listed = driver.list().await.map_err(|source| SuperviseError::List { driver: name, source })?;
             for (key, presence) in listed {
-                let instance = Instance { driver: name.to_owned(), presence };
+                let instance = Instance { driver: name.to_owned(), presence, fenced: driver.is_fenced(&key) };
                 held.entry(key.sandbox).or_default().instances.insert(key.epoch, instance);
             }
         }
@@ -110,7 +104,7 @@ impl Supervisor {
             let before = held.record.clone();
             held.adopt();
             if let Some(record) = held.record.as_ref().filter(|record| before.as_ref() != Some(record)) {
-                journal.put(sandbox, record)?;
+                journal.put(sandbox, &Entry { record: record.clone(), foreign: held.foreign })?;
             }
         }
         let inner = Inner {
@@ -122,24 +116,52 @@ impl Supervisor {
             others: Semaphore::new(MAX_OTHERS),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            model: Mutex::new(Model { held, ..Model::default() }),
+            model: Mutex::new(Model { held, gate: Gate::new(fence), ..Model::default() }),
         };
         let supervisor = Self(Arc::new(inner));
         supervisor.take_up();
         Ok(supervisor)
     }
 
-    /// Takes an update of the assignment and begins what it asks for.
-    pub fn apply(&self, update: Update) -> Outcome {
+    /// Takes an update of the assignment, which a session opened at `session` brought, and begins what it asks for.
+    pub fn apply(&self, update: Update, session: BootInstant) -> Outcome {
         let mut model = self.model();
+        let whole = matches!(update, Update::Full { .. });
         let outcome = model.assignment.apply(update);
         if outcome == Outcome::Applied {
+            if whole {
+                model.gate.assigned(session);
+            }
+            model.know_the_named();
             model.call_off_obsolete_starts();
+            self.extend_gate(&mut model);
             self.settle(&mut model);
             drop(model);
             self.0.changes.ring();
         }
         outcome
+    }
+
+    /// The leader granted a lease until `until` in a session that was opened at `session`.
+    pub fn leased(&self, until: BootInstant, session: BootInstant) {
+        let mut model = self.model();
+        model.gate.leased(until, session);
+        self.extend_gate(&mut model);
+    }
+
+    /// Whether, after a lapse of the lease, a session from before it does not do: what is fenced may have moved meanwhile.
+    pub fn needs_new_session(&self) -> bool {
+        let model = self.model();
+        model.gate.is_closed(BootInstant::now()) && model.is_fenced()
+    }
+
+    /// The node belongs to another ledger from now on, restored from the one before: what is here is that one's until this
+    /// one names it. Durable once this returns.
+    pub async fn change_ledger(&self) -> Result<(), JournalError> {
+        let entries = self.model().disown();
+        let journal = self.0.journal.clone();
+        let write = move || entries.iter().try_for_each(|(sandbox, entry)| journal.put(sandbox, entry));
+        tokio::task::spawn_blocking(write).await.expect("writing does not panic")
     }
 
     /// What the leader should know now.
@@ -195,8 +217,21 @@ impl Supervisor {
 
     /// Begins every action that is due.
     fn settle(&self, model: &mut Model) {
-        for (sandbox, action) in reconcile::diff(&model.assignment, &model.held) {
+        let closed = model.gate.is_closed(BootInstant::now());
+        for (sandbox, action) in reconcile::diff(&model.assignment, &model.held, closed) {
             self.launch(model, sandbox, action);
+        }
+    }
+
+    /// Tells the fence of the last grant, where it may be told; what waited for that begins.
+    fn extend_gate(&self, model: &mut Model) {
+        let now = BootInstant::now();
+        if model.gate.may_extend(now, || model.is_fenced(), || model.is_settled()) {
+            let opens = model.gate.is_closed(now);
+            model.gate.extend();
+            if opens {
+                self.settle(model);
+            }
         }
     }
 
@@ -205,7 +240,8 @@ impl Supervisor {
         let nothing = Held::default();
         let held = model.held.get(sandbox).unwrap_or(&nothing);
         let goal = model.assignment.goal(sandbox);
-        if let Some(action) = reconcile::next_action(goal, model.assignment.is_known(), held) {
+        let closed = model.gate.is_closed(BootInstant::now());
+        if let Some(action) = reconcile::next_action(goal, model.assignment.is_known(), held, closed) {
             self.launch(model, sandbox.clone(), action);
         }
     }
@@ -230,6 +266,7 @@ impl Supervisor {
         }
         model.conclude(sandbox, action, done);
         self.settle_one(&mut model, sandbox);
+        self.extend_gate(&mut model);
         drop(model);
         self.0.changes.ring();
     }
@@ -237,79 +274,5 @@ impl Supervisor {
     fn model(&self) -> MutexGuard<'_, Model> {
         // The model is changed in whole steps; a panic between them leaves it as it was.
         self.0.model.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Model {
-    fn call_off_obsolete_starts(&mut self) {
-        for (sandbox, (epoch, cancel)) in &self.starting {
-            if reconcile::start_is_obsolete(self.assignment.goal(sandbox), *epoch) {
-                cancel.cancel();
-            }
-        }
-    }
-
-    /// What a task needs for an action; `None` where the model has changed under it.
-    fn job(&mut self, sandbox: &SandboxName, action: Action) -> Option<Job> {
-        let driver = |epoch| self.held.get(sandbox)?.instances.get(epoch).map(|instance| instance.driver.clone());
-        Some(match &action {
-            Action::Start(epoch) => {
-                let Some(Goal { want: Want::Running(spec), .. }) = self.assignment.goal(sandbox) else { return None };
-                let cancel = CancellationToken::new();
-                let job = Job::Start { spec: spec.clone(), cancel: cancel.clone() };
-                self.starting.insert(sandbox.clone(), (*epoch, cancel));
-                job
-            }
-            Action::Remove(epoch) | Action::FreezeOrphan(epoch) | Action::Thaw(epoch) => {
-                Job::Driver { driver: driver(epoch)?, failures: self.failures.get(sandbox).copied().unwrap_or(0) }
-            }
-            Action::Forget => Job::Forget,
-        })
-    }
-
-    fn conclude(&mut self, sandbox: &SandboxName, action: Action, done: Done) {
-        self.starting.remove(sandbox);
-        match &done {
-            Done::Retry => *self.failures.entry(sandbox.clone()).or_default() += 1,
-            _ => drop(self.failures.remove(sandbox)),
-        }
-        let held = self.held.entry(sandbox.clone()).or_default();
-        held.busy = None;
-        match (action, done) {
-            (Action::Start(epoch), Done::Started { driver, record }) => {
-                held.record = Some(record);
-                held.instances.insert(epoch, Instance { driver, presence: Presence::Running });
-            }
-            (_, Done::NotStarted { record }) => held.record = Some(record),
-            (Action::Remove(epoch), Done::Removed { record }) => {
-                held.record = record;
-                held.instances.remove(&epoch);
-                self.watches.remove(&InstanceKey { sandbox: sandbox.clone(), epoch });
-            }
-            (Action::FreezeOrphan(epoch), Done::Carried) => held.set_presence(epoch, Presence::Frozen),
-            (Action::Thaw(epoch), Done::Carried) => held.set_presence(epoch, Presence::Running),
-            (Action::Forget, Done::Carried) => {
-                self.held.remove(sandbox);
-            }
-            _ => {}
-        }
-        if self.held.get(sandbox).is_some_and(|held| *held == Held::default()) {
-            self.held.remove(sandbox);
-        }
-    }
-
-    fn record_after_removal(&self, key: &InstanceKey) -> Option<Record> {
-        self.held.get(&key.sandbox)?.record_after_removal(key.epoch)
-    }
-}
-
-impl Held {
-    /// Frozen and running replace each other; an end that came between stays.
-    fn set_presence(&mut self, epoch: Epoch, presence: Presence) {
-        if let Some(instance) = self.instances.get_mut(&epoch)
-            && matches!(instance.presence, Presence::Running | Presence::Frozen)
-        {
-            instance.presence = presence;
-        }
     }
 }

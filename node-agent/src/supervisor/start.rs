@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Supervisor;
 use super::work::{Done, timed};
-use crate::assignment::StartSpec;
+use crate::assignment::{OnIsolation, StartSpec};
 use crate::clock::BootInstant;
 use crate::driver::{Driver, InstanceKey, InstanceSpec};
 use crate::metrics::START_SECONDS;
@@ -32,17 +32,21 @@ impl Supervisor {
             () = self.0.stopping.cancelled() => return Done::CalledOff,
             prepared = self.prepare(&spec) => prepared,
         };
+        if spec.on_isolation == OnIsolation::Freeze && self.is_gate_closed() {
+            // It waits, as if it had not begun, until fenced sandboxes run again.
+            return Done::CalledOff;
+        }
         let result = match prepared {
             Ok(prepared) => self.start_prepared(&key, spec, &prepared).await,
             Err(reason) => Err(reason),
         };
         match result {
-            Ok(driver) => {
+            Ok((driver, fenced)) => {
                 histogram!(START_SECONDS).record(BootInstant::now().since(begun).as_secs_f64());
                 tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, driver, "started");
                 let record = Record { epoch: key.epoch, stage: Stage::Started };
                 self.journal_put(&key.sandbox, &record).await;
-                Done::Started { driver: driver.to_owned(), record }
+                Done::Started { driver: driver.to_owned(), record, fenced }
             }
             Err(reason) => {
                 tracing::warn!(sandbox = %key.sandbox, epoch = %key.epoch, code = %reason.code, message = %reason.message, "not started");
@@ -51,6 +55,10 @@ impl Supervisor {
                 Done::NotStarted { record }
             }
         }
+    }
+
+    fn is_gate_closed(&self) -> bool {
+        self.model().gate.is_closed(BootInstant::now())
     }
 
     async fn prepare(&self, spec: &StartSpec) -> Result<Prepared<'_>, Reason> {
@@ -70,10 +78,11 @@ impl Supervisor {
         key: &InstanceKey,
         spec: StartSpec,
         to: &Prepared<'_>,
-    ) -> Result<&'static str, Reason> {
+    ) -> Result<(&'static str, bool), Reason> {
         let intent = Record { epoch: key.epoch, stage: Stage::Starting };
         let written = self.journal_put_surely(&key.sandbox, &intent).await;
         written.map_err(|error| Reason::new("JOURNAL_FAILED", error.to_string()))?;
+        let fenced = spec.on_isolation == OnIsolation::Freeze && to.driver.switch().is_some();
         let spec = InstanceSpec {
             key: key.clone(),
             resources: spec.resources,
@@ -82,9 +91,10 @@ impl Supervisor {
             command: spec.command,
             environment: spec.environment,
             working_directory: spec.working_directory,
+            fenced,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;
         started.map_err(|error| Reason::new("START_FAILED", error.to_string()))?;
-        Ok(to.driver.name())
+        Ok((to.driver.name(), fenced))
     }
 }

@@ -10,7 +10,7 @@ use super::Supervisor;
 use crate::assignment::StartSpec;
 use crate::clock::BootInstant;
 use crate::driver::{DriverError, InstanceKey};
-use crate::journal::JournalError;
+use crate::journal::{Entry, JournalError};
 use crate::metrics::{DRIVER_ERRORS, DRIVER_SECONDS};
 use crate::reconcile::{Action, Record};
 
@@ -40,6 +40,7 @@ pub enum Done {
     Started {
         driver: String,
         record: Record,
+        fenced: bool,
     },
     /// It could not be started, and nothing of it is left.
     NotStarted {
@@ -63,11 +64,10 @@ impl Supervisor {
                 self.start(InstanceKey { sandbox: sandbox.clone(), epoch }, *spec, cancel).await
             }
             (Action::Forget, _) => self.forget(&sandbox).await,
-            (
-                Action::Remove(epoch) | Action::FreezeOrphan(epoch) | Action::Thaw(epoch),
-                Job::Driver { driver, failures },
-            ) => self.drive(InstanceKey { sandbox: sandbox.clone(), epoch }, action, &driver, failures).await,
-            (Action::Start(_) | Action::Remove(_) | Action::FreezeOrphan(_) | Action::Thaw(_), _) => Done::CalledOff,
+            (Action::Remove(epoch) | Action::Freeze(epoch) | Action::Thaw(epoch), Job::Driver { driver, failures }) => {
+                self.drive(InstanceKey { sandbox: sandbox.clone(), epoch }, action, &driver, failures).await
+            }
+            (Action::Start(_) | Action::Remove(_) | Action::Freeze(_) | Action::Thaw(_), _) => Done::CalledOff,
         };
         self.conclude(&sandbox, action, done);
     }
@@ -94,9 +94,11 @@ impl Supervisor {
             || DriverError::Runtime { what: "driver".into(), output: format!("`{name}` is not offered any more") };
         let driver = self.0.drivers.get(Some(name)).ok_or_else(unknown)?;
         match action {
-            Action::FreezeOrphan(_) => {
+            Action::Freeze(_) => {
                 timed(driver.name(), "freeze", driver.freeze(key)).await?;
-                tracing::error!(sandbox = %key.sandbox, epoch = %key.epoch, "orphan: no assignment names it; frozen, an operator must decide");
+                if self.is_orphan(key) {
+                    tracing::error!(sandbox = %key.sandbox, epoch = %key.epoch, "orphan: no assignment names it; frozen, an operator must decide");
+                }
                 Ok(Done::Carried)
             }
             Action::Thaw(_) => timed(driver.name(), "thaw", driver.thaw(key)).await.map(|()| Done::Carried),
@@ -112,8 +114,16 @@ impl Supervisor {
         }
     }
 
+    fn is_orphan(&self, key: &InstanceKey) -> bool {
+        let model = self.model();
+        model.assignment.goal(&key.sandbox).is_none_or(|goal| goal.epoch != key.epoch)
+    }
+
     async fn forget(&self, sandbox: &SandboxName) -> Done {
         let (journal, name) = (self.0.journal.clone(), sandbox.clone());
+        if !journal.is_on_disk() {
+            return Done::Carried;
+        }
         let result = tokio::task::spawn_blocking(move || journal.forget(&name)).await;
         match result.map_err(|error| error.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
             Ok(()) => {}
@@ -131,8 +141,13 @@ impl Supervisor {
     }
 
     pub(super) async fn journal_put_surely(&self, sandbox: &SandboxName, record: &Record) -> Result<(), JournalError> {
-        let (journal, name, record) = (self.0.journal.clone(), sandbox.clone(), record.clone());
-        tokio::task::spawn_blocking(move || journal.put(&name, &record)).await.expect("writing does not panic")
+        let foreign = self.model().held.get(sandbox).and_then(|held| held.foreign);
+        let (journal, name, entry) =
+            (self.0.journal.clone(), sandbox.clone(), Entry { record: record.clone(), foreign });
+        if !journal.is_on_disk() {
+            return Ok(());
+        }
+        tokio::task::spawn_blocking(move || journal.put(&name, &entry)).await.expect("writing does not panic")
     }
 }
 

@@ -33,6 +33,10 @@ pub struct Fetcher {
 impl Fetcher {
     /// Returns once the template is here.
     pub async fn ensure(&self, template: &TemplateRef) -> Result<(), TemplateError> {
+        if self.store.is_simulated() {
+            self.store.add(template.digest);
+            return Ok(());
+        }
         let mut tries = Vec::new();
         let others = template.sources.iter().filter(|source| source.address != self.own_address);
         for source in others.take(MAX_SOURCES) {

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes as Chunk;
 use sha2::{Digest as _, Sha256};
@@ -12,7 +13,10 @@ use uuid::Uuid;
 use warren_proto::ids::Digest;
 use warren_proto::units::Bytes;
 
-use super::{COMPLETE, ROOTFS, TAR, TEMPORARY_PREFIX, TemplateError, TemplateStore, Turn, unpack};
+use super::{
+    COMPLETE, MIN_RATE, RATE_GRACE, ROOTFS, TAR, TEMPORARY_PREFIX, TemplateError, TemplateStore, Turn, unpack,
+};
+use crate::clock::BootInstant;
 use crate::storage;
 
 /// A template being written.
@@ -22,6 +26,7 @@ pub struct Ingest {
     turn: Turn,
     size: Bytes,
     written: u64,
+    begun: BootInstant,
     hasher: Sha256,
     tar: File,
     directory: Temporary,
@@ -48,7 +53,7 @@ impl Ingest {
         let directory = Temporary(store.root().join(format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4())));
         storage::create_private_directory(&directory.0).map_err(TemplateError::io("create a template's directory"))?;
         let tar = File::create(directory.0.join(TAR)).map_err(TemplateError::io("create a template's file"))?;
-        Ok(Self { store, turn, size, written: 0, hasher: Sha256::new(), tar, directory })
+        Ok(Self { store, turn, size, written: 0, begun: BootInstant::now(), hasher: Sha256::new(), tar, directory })
     }
 
     /// Adds a chunk, on a thread that may block.
@@ -57,6 +62,9 @@ impl Ingest {
             self.written += chunk.len() as u64;
             if self.written > self.size.0 {
                 return Err(self.wrong_size());
+            }
+            if is_too_slow(self.written, BootInstant::now().since(self.begun)) {
+                return Err(TemplateError::Slow);
             }
             self.hasher.update(&chunk);
             self.tar.write_all(&chunk).map_err(TemplateError::io("write a template"))?;
@@ -98,6 +106,10 @@ impl Ingest {
     }
 }
 
+fn is_too_slow(written: u64, after: Duration) -> bool {
+    written < after.saturating_sub(RATE_GRACE).as_secs() * MIN_RATE.0
+}
+
 /// The tar and its files, each about its size, must fit.
 fn check_space(store: &TemplateStore, size: Bytes) -> Result<(), TemplateError> {
     let stat = rustix::fs::statvfs(store.root()).map_err(|e| TemplateError::io("read free space")(e.into()))?;
@@ -112,5 +124,19 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(TemplateError::io("write a template")(std::io::Error::other(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_given_up_and_a_slow_start_is_not() {
+        let after = |seconds| Duration::from_secs(seconds);
+        assert!(!is_too_slow(1, RATE_GRACE));
+        assert!(is_too_slow(1, RATE_GRACE + after(1)));
+        assert!(!is_too_slow(MIN_RATE.0 * 60, RATE_GRACE + after(60)));
+        assert!(is_too_slow(MIN_RATE.0 * 60 - 1, RATE_GRACE + after(60)));
     }
 }

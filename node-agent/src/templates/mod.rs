@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use warren_proto::client::ChannelError;
@@ -34,6 +35,12 @@ pub const MAX_TEMPLATE: Bytes = Bytes(64 * Bytes::GIB);
 
 /// Templates that are written at once: more would only share the disk.
 const MAX_INGESTS: usize = 4;
+
+/// An ingest slower than this on the whole is given up: it holds one of [`MAX_INGESTS`] turns, and everybody who waits for
+/// its digest. A line of 2 Mbit/s is faster.
+const MIN_RATE: Bytes = Bytes(128 * Bytes::KIB);
+/// How long it may take to come up to that.
+const RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// Why a template is not here.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +65,8 @@ pub enum TemplateError {
     Peer(Box<tonic::Status>),
     #[error("the sender was silent for {0} s")]
     Silent(u64),
+    #[error("the sender was slower than {} a second", MIN_RATE)]
+    Slow,
 }
 
 impl TemplateError {
@@ -95,6 +104,21 @@ impl TemplateStore {
         let held = sweep(&root).map_err(TemplateError::io(format!("read {}", root.display())))?;
         let ingests = Arc::new(Semaphore::new(MAX_INGESTS));
         Ok(Self(Arc::new(Inner { root, held: Mutex::new(held), locks: Mutex::default(), ingests, changes })))
+    }
+
+    /// A store without a disk, for simulated sandboxes, which use no files: it holds `digests`, and what it is told to.
+    pub fn simulated(digests: impl IntoIterator<Item = Digest>, changes: Changes) -> Self {
+        Self(Arc::new(Inner {
+            root: PathBuf::new(),
+            held: Mutex::new(digests.into_iter().collect()),
+            locks: Mutex::default(),
+            ingests: Arc::new(Semaphore::new(0)),
+            changes,
+        }))
+    }
+
+    fn is_simulated(&self) -> bool {
+        self.0.root.as_os_str().is_empty()
     }
 
     pub fn digests(&self) -> Vec<Digest> {

@@ -124,7 +124,8 @@ impl Driver for FakeDriver {
     }
 
     /// `cat` echoes until the end of its input and exits with 3; `hang` runs until it is killed or signalled; `big` writes
-    /// 1 MiB to stdout and `done` to stderr, and ends before any of it was read.
+    /// 1 MiB to stdout and `done` to stderr, and ends before any of it was read; `flood` and `drip` end and leave a child behind
+    /// that goes on writing, much at once or a little now and then.
     async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError> {
         if self.presence(key) != Some(Presence::Running) {
             return Err(DriverError::NotRunning { key: key.clone() });
@@ -148,6 +149,16 @@ impl Driver for FakeDriver {
                 tokio::spawn(async move {
                     let _ = output.write_all(&vec![b'b'; 1 << 20]).await;
                     let _ = errors.write_all(b"done").await;
+                });
+            }
+            chatty @ ("flood" | "drip") => {
+                let (piece, pause) = if chatty == "flood" { (vec![b'f'; 1 << 16], 0) } else { (vec![b'd'], 50) };
+                exit.send_replace(Some(Exit { code: 5, ..Exit::default() }));
+                tokio::spawn(async move {
+                    while output.write_all(&piece).await.is_ok() {
+                        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+                    }
+                    drop(errors);
                 });
             }
             "hang" => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -31,12 +31,14 @@ pub struct Manner {
     /// Another replica leads, at this address.
     pub not_leader: Option<String>,
     pub ledger_id: String,
+    /// The ledger that this one was restored from.
+    pub predecessor: Option<String>,
     pub lease_ms: i64,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { not_leader: None, ledger_id: LEDGER.into(), lease_ms: 10_000 }
+        Self { not_leader: None, ledger_id: LEDGER.into(), predecessor: None, lease_ms: 10_000 }
     }
 }
 
@@ -45,6 +47,8 @@ pub struct Scheduler {
     pub address: String,
     /// Whether renewals are granted.
     pub grants: Arc<AtomicBool>,
+    /// Agents of other ledgers that were refused.
+    pub strangers: watch::Receiver<usize>,
     peers: Mutex<mpsc::Receiver<Peer>>,
     _stop: DropGuard,
 }
@@ -52,6 +56,7 @@ pub struct Scheduler {
 struct Service {
     manner: Manner,
     grants: Arc<AtomicBool>,
+    strangers: watch::Sender<usize>,
     peers: mpsc::Sender<Peer>,
 }
 
@@ -61,7 +66,8 @@ impl Scheduler {
         let address = listener.local_addr().unwrap().to_string();
         let (peers, rx) = mpsc::channel(16);
         let grants = Arc::new(AtomicBool::new(true));
-        let service = Service { manner, grants: Arc::clone(&grants), peers };
+        let (strangers, refused) = watch::channel(0);
+        let service = Service { manner, grants: Arc::clone(&grants), strangers, peers };
         let stop = CancellationToken::new();
         let (until, guard) = (stop.clone(), stop.drop_guard());
         tokio::spawn(async move {
@@ -72,7 +78,7 @@ impl Scheduler {
                 () = until.cancelled() => {}
             }
         });
-        Self { address, grants, peers: Mutex::new(rx), _stop: guard }
+        Self { address, grants, strangers: refused, peers: Mutex::new(rx), _stop: guard }
     }
 
     /// The next agent that said Hello.
@@ -98,6 +104,12 @@ impl AgentSessionService for Service {
         let Some(Up::Hello(hello)) = inbound.message().await?.and_then(|request| request.message) else {
             return Err(Status::invalid_argument("no Hello"));
         };
+        let known = [Some(&self.manner.ledger_id), self.manner.predecessor.as_ref()];
+        if !hello.ledger_id.is_empty() && !known.contains(&Some(&hello.ledger_id)) {
+            let refusal = ErrorBuilder::new(Code::FailedPrecondition, ErrorReason::LedgerMismatch, "another ledger");
+            self.strangers.send_modify(|n| *n += 1);
+            return Err(refusal.with("ledger_id", &self.manner.ledger_id).build());
+        }
         let (down, rx) = mpsc::channel(64);
         let public_key = key().verifying_key().to_bytes().to_vec();
         let welcome = Welcome {
@@ -146,7 +158,7 @@ async fn listen(
 /// An agent's session, and what it said so far.
 pub struct Peer {
     pub hello: Hello,
-    pub seen: BTreeMap<String, SandboxObservation>,
+    pub seen: BTreeMap<(String, u64), SandboxObservation>,
     pub generation: u64,
     pub resyncs: usize,
     pub templates: Vec<String>,
@@ -185,10 +197,10 @@ impl Peer {
 
     /// Listens until `id` is reported in `phase` at `epoch`.
     pub async fn until_phase(&mut self, id: &str, epoch: u64, phase: Phase) -> SandboxObservation {
-        let name = super::name(id).to_string();
-        let there = |peer: &Self| peer.seen.get(&name).is_some_and(|o| o.epoch == epoch && o.phase() == phase);
-        self.until(&format!("{name}@{epoch} {phase:?}"), there).await;
-        self.seen[&name].clone()
+        let key = (super::name(id).to_string(), epoch);
+        let there = |peer: &Self| peer.seen.get(&key).is_some_and(|o| o.phase() == phase);
+        self.until(&format!("{key:?} {phase:?}"), there).await;
+        self.seen[&key].clone()
     }
 
     pub async fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) {
@@ -207,7 +219,7 @@ impl Peer {
                 }
                 self.generation = observation.generation;
                 self.templates = observation.template_digests;
-                self.seen.extend(observation.sandboxes.into_iter().map(|o| (o.sandbox.clone(), o)));
+                self.seen.extend(observation.sandboxes.into_iter().map(|o| ((o.sandbox.clone(), o.epoch), o)));
             }
             Up::Resync(_) => self.resyncs += 1,
             _ => {}

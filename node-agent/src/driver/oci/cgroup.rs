@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::fence::{Kind, Switch};
+
 /// Deepest nesting below an instance's group that is looked into; instances cannot make groups themselves.
 const MAX_DEPTH: u32 = 8;
 
@@ -50,6 +52,32 @@ impl Cgroups {
         }
     }
 
+    /// Whether the group is there, in any hierarchy.
+    pub fn exists(&self, group: &str) -> bool {
+        self.directories(group).any(|dir| dir.exists())
+    }
+
+    /// Makes a group that freezes everything below it, and answers its switch.
+    pub fn make_switch(&self, group: &str) -> io::Result<Switch> {
+        let (dir, kind, file) = match self.with_controller("freezer") {
+            Some(hierarchy) => (below(&hierarchy.mount, group), Kind::Freezer, "freezer.state"),
+            None => (self.unified_group(group), Kind::Unified, "cgroup.freeze"),
+        };
+        fs::create_dir_all(&dir)?;
+        Ok(Switch { kind, path: dir.join(file) })
+    }
+
+    /// Has everything in the group stop, or go on. It takes effect a moment later.
+    pub fn set_frozen(&self, group: &str, frozen: bool) -> io::Result<()> {
+        match self.with_controller("freezer") {
+            Some(hierarchy) => fs::write(
+                below(&hierarchy.mount, group).join("freezer.state"),
+                if frozen { "FROZEN" } else { "THAWED" },
+            ),
+            None => fs::write(self.unified_group(group).join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+        }
+    }
+
     /// Whether the group was told to freeze (not whether a parent was).
     pub fn is_told_to_freeze(&self, group: &str) -> bool {
         let file = match self.with_controller("freezer") {
@@ -77,15 +105,22 @@ impl Cgroups {
             let _ = kill_process(pid, Signal::KILL);
         }
         // Frozen processes die only once they are thawed. A group without a freezer needs none.
-        match self.with_controller("freezer") {
-            Some(hierarchy) => {
-                let _ = fs::write(below(&hierarchy.mount, group).join("freezer.state"), "THAWED");
-            }
-            None => {
-                let _ = fs::write(self.unified_group(group).join("cgroup.freeze"), "0");
-            }
-        }
+        let _ = self.set_frozen(group, false);
+        self.leave_frozen_parent(group, &pids);
         pids.len()
+    }
+
+    /// With version 1 what a parent froze cannot die: the killed processes are moved to the root group, where they run just
+    /// far enough to see that they were killed. (With version 2 frozen processes can be killed.)
+    fn leave_frozen_parent(&self, group: &str, pids: &BTreeSet<i32>) {
+        let Some(hierarchy) = self.with_controller("freezer") else { return };
+        let parent = below(&hierarchy.mount, group).join("freezer.parent_freezing");
+        if !fs::read_to_string(parent).is_ok_and(|text| text.trim() == "1") {
+            return;
+        }
+        for pid in pids {
+            let _ = fs::write(hierarchy.mount.join("cgroup.procs"), pid.to_string());
+        }
     }
 
     /// Removes the group everywhere. Fails with `EBUSY` while something is in it; not being there is success.

@@ -224,6 +224,7 @@ mod tests {
             command: Vec::new(),
             environment: vec![("A".into(), "1".into()), ("B".into(), "2".into())],
             working_directory: "/w".into(),
+            fenced: false,
         }
     }
 

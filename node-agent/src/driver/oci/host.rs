@@ -74,6 +74,7 @@ pub fn restore(layout: &Layout) -> io::Result<()> {
     };
     remove_tree(&layout.short)?;
     let cgroups = Cgroups::discover()?;
+    cgroups.remove_if_empty(&layout.fenced_parent);
     cgroups.remove_if_empty(&layout.cgroup_parent);
     let others = fs::read_dir(SHORT_ROOT)?.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     if others {

@@ -27,6 +27,9 @@ pub const SHORT_ROOT: &str = "/run/warren";
 /// Parent of all agents' control groups.
 pub const CGROUP_ROOT: &str = "/warren";
 
+/// Name of the fenced instances' parent group; no container's name, which are all hexadecimal.
+pub const FENCED: &str = "fenced";
+
 pub const RECORD: &str = "record.json";
 pub const CONFIG: &str = "config.json";
 pub const LOWER: &str = "lower";
@@ -48,6 +51,8 @@ pub struct Layout {
     pub rootfs: PathBuf,
     /// Parent of the node's control groups, from the root of a hierarchy.
     pub cgroup_parent: String,
+    /// Below it: parent of the groups of fenced instances, frozen as a whole.
+    pub fenced_parent: String,
 }
 
 impl Layout {
@@ -62,6 +67,7 @@ impl Layout {
             short,
             root,
             cgroup_parent: format!("{CGROUP_ROOT}/{node}"),
+            fenced_parent: format!("{CGROUP_ROOT}/{node}/{FENCED}"),
         }
     }
 
@@ -71,8 +77,14 @@ impl Layout {
     }
 
     /// Control group of an instance, from the root of a hierarchy.
-    pub fn cgroup(&self, key: &InstanceKey) -> String {
-        format!("{}/{}", self.cgroup_parent, container_id(key))
+    pub fn cgroup(&self, key: &InstanceKey, fenced: bool) -> String {
+        let [plain, in_fence] = self.cgroups(&container_id(key));
+        if fenced { in_fence } else { plain }
+    }
+
+    /// Both groups that a container may have: the plain one and the fenced one.
+    pub fn cgroups(&self, container: &str) -> [String; 2] {
+        [&self.cgroup_parent, &self.fenced_parent].map(|parent| format!("{parent}/{container}"))
     }
 }
 

@@ -32,15 +32,15 @@ const DELETE_ATTEMPTS: u32 = 3;
 
 pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), DriverError> {
     let directory = driver.layout().instance(key);
-    let group = driver.layout().cgroup(key);
     let id = layout::container_id(key);
+    let groups = driver.layout().cgroups(&id);
     let program = Record::read(&directory).map_or_else(|_| driver.runtime().program().to_owned(), |r| r.runtime);
     let cgroups = discover()?;
     forget(&directory).map_err(io_error("remove the record"))?;
-    end_shims(&cgroups, &directory, &group).await.map_err(io_error("end the shims"))?;
-    retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
+    end_shims(&cgroups, &directory, &groups).await.map_err(io_error("end the shims"))?;
+    retry(|| nothing_left_in(&cgroups, &groups)).await.map_err(io_error("end every process"))?;
     delete_state(driver, &program, &id).await?;
-    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))?;
+    retry(|| empty_and_remove(&cgroups, &groups)).await.map_err(io_error("remove the control groups"))?;
     blocking("remove the directory", move || host::remove_tree(&directory)).await?;
     driver.ids().give_back(&id);
     Ok(())
@@ -48,11 +48,11 @@ pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), 
 
 /// Removes control group and runtime state that no directory names any more.
 pub(super) async fn remove_stray(driver: &OciDriver, id: &str) -> Result<(), DriverError> {
-    let group = format!("{}/{id}", driver.layout().cgroup_parent);
+    let groups = driver.layout().cgroups(id);
     let cgroups = discover()?;
-    retry(|| nothing_left_in(&cgroups, &group)).await.map_err(io_error("end every process"))?;
+    retry(|| nothing_left_in(&cgroups, &groups)).await.map_err(io_error("end every process"))?;
     delete_state(driver, driver.runtime().program(), id).await?;
-    retry(|| empty_and_remove(&cgroups, &group)).await.map_err(io_error("remove the control groups"))
+    retry(|| empty_and_remove(&cgroups, &groups)).await.map_err(io_error("remove the control groups"))
 }
 
 /// Anew each time: where another agent mounted a further hierarchy, runtimes use it at once.
@@ -68,17 +68,17 @@ fn forget(directory: &Path) -> io::Result<()> {
 }
 
 /// Kills the instance's processes; its shims see that, note it, and end. One that has nothing to see is killed.
-async fn end_shims(cgroups: &Cgroups, directory: &Path, group: &str) -> io::Result<()> {
-    cgroups.kill(group);
+async fn end_shims(cgroups: &Cgroups, directory: &Path, groups: &[String]) -> io::Result<()> {
+    kill(cgroups, groups);
     let busy = directory.join(layout::BUSY);
     if !directory.join(layout::STARTED).exists() {
         retry(|| kill_who_stands_in(directory)).await?;
-        cgroups.kill(group);
+        kill(cgroups, groups);
     }
     if let Ok(done) = timeout(SHIM_PATIENCE, lifeline::released(&busy)).await {
         return done;
     }
-    cgroups.kill(group);
+    kill(cgroups, groups);
     retry(|| kill_who_stands_in(directory)).await?;
     timeout(SHIM_PATIENCE, lifeline::released(&busy)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
@@ -101,16 +101,20 @@ fn kill_who_stands_in(directory: &Path) -> io::Result<()> {
     if found { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
 }
 
-fn nothing_left_in(cgroups: &Cgroups, group: &str) -> io::Result<()> {
-    match cgroups.kill(group) {
+fn kill(cgroups: &Cgroups, groups: &[String]) -> usize {
+    groups.iter().map(|group| cgroups.kill(group)).sum()
+}
+
+fn nothing_left_in(cgroups: &Cgroups, groups: &[String]) -> io::Result<()> {
+    match kill(cgroups, groups) {
         0 => Ok(()),
         _ => Err(io::ErrorKind::ResourceBusy.into()),
     }
 }
 
-fn empty_and_remove(cgroups: &Cgroups, group: &str) -> io::Result<()> {
-    cgroups.kill(group);
-    cgroups.remove(group)
+fn empty_and_remove(cgroups: &Cgroups, groups: &[String]) -> io::Result<()> {
+    kill(cgroups, groups);
+    groups.iter().try_for_each(|group| cgroups.remove(group))
 }
 
 /// Has the runtime forget the instance. Nothing of it runs, so where the runtime cannot, its files are removed.

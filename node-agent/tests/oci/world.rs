@@ -1,0 +1,248 @@
+//! A driver of its own for each test, on a data directory of its own, and the check that nothing is left of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use warren_node_agent::driver::oci::{OciConfig, OciDriver};
+use warren_node_agent::driver::{Driver, ExecSpec, Execution, Exit, InstanceKey, InstanceSpec};
+use warren_proto::ids::{Epoch, NodeId, SandboxName};
+use warren_proto::units::{Bytes, MilliCpu, Resources};
+
+/// A test that waits longer than this hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct World {
+    pub dir: TempDir,
+    pub base: PathBuf,
+    pub runtime: String,
+    pub node: NodeId,
+    pub driver: Arc<OciDriver>,
+}
+
+/// Runs `test` once for each runtime that is here, each time in a world of its own, and checks that nothing is left of it.
+pub fn with_each_runtime<F: Future<Output = ()> + Send + 'static>(test: &str, run: impl Fn(Arc<World>) -> F) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED {test}: not root");
+        return;
+    }
+    if !Path::new("/bin/busybox").exists() {
+        eprintln!("SKIPPED {test}: no /bin/busybox (install busybox-static)");
+        return;
+    }
+    for runtime in ["runc", "crun"] {
+        if Command::new(runtime).arg("--version").output().is_err() {
+            eprintln!("SKIPPED {test}: no {runtime}");
+            continue;
+        }
+        let tokio =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        tokio.block_on(async {
+            let world = Arc::new(World::new(runtime));
+            let test = tokio::spawn(tokio::time::timeout(PATIENCE, run(Arc::clone(&world))));
+            let outcome = test.await;
+            // Whatever the test found: it leaves nothing.
+            world.driver.clean().await.expect("cleans");
+            match outcome {
+                Ok(done) => done.unwrap_or_else(|_| panic!("hangs with {runtime}")),
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            }
+            world.assert_nothing_left();
+        });
+    }
+}
+
+impl World {
+    pub fn new(runtime: &str) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let base = dir.path().join("base");
+        make_base(&base).expect("a root file system");
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let node = NodeId::parse(&format!("test-{}", &unique[..12])).expect("valid");
+        let driver = Arc::new(driver(dir.path(), runtime, &node));
+        Self { dir, base, runtime: runtime.to_owned(), node, driver }
+    }
+
+    pub fn restarted(&self) -> Arc<OciDriver> {
+        Arc::new(driver(self.dir.path(), &self.runtime, &self.node))
+    }
+
+    pub fn spec(&self, name: &str, command: &[&str]) -> InstanceSpec {
+        InstanceSpec {
+            key: key(name),
+            resources: Resources {
+                cpu: MilliCpu(1000),
+                memory: Bytes(64 * Bytes::MIB),
+                disk: Bytes(0),
+                ..Resources::default()
+            },
+            pids: 64,
+            base: self.base.clone(),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            environment: vec![("GREETING".into(), "hello".into())],
+            working_directory: "/".into(),
+            fenced: false,
+        }
+    }
+
+    pub async fn start(&self, name: &str, command: &[&str]) -> InstanceKey {
+        let spec = self.spec(name, command);
+        self.driver.start(&spec).await.unwrap_or_else(|e| panic!("start {name} with {}: {e}", self.runtime));
+        spec.key
+    }
+
+    pub async fn sh(&self, key: &InstanceKey, script: &str) -> Output {
+        run(&*self.driver, key, &sh(script), &[]).await
+    }
+
+    /// A file of the pids controller of the only instance, in either version of control groups.
+    pub fn pids_file(&self, name: &str) -> Option<String> {
+        let parents = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+            .map(|root| Path::new(root).join("warren").join(self.node.as_str()));
+        let mut groups = parents.iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();
+        groups.find_map(|group| fs::read_to_string(group.path().join(name)).ok())
+    }
+
+    pub fn assert_nothing_left(&self) {
+        let null = fs::metadata("/dev/null").expect("a device");
+        assert_eq!((null.uid(), null.gid(), null.mode() & 0o777), (0, 0, 0o666), "the host's /dev/null was given away");
+        let data = self.dir.path().to_str().expect("text");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        assert!(!mounts.contains(data), "mounts are left: {mounts}");
+        assert!(!self.dir.path().join("oci").exists(), "files are left");
+        for entry in fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
+            let group = entry.path().join("warren").join(self.node.as_str());
+            assert!(!group.exists(), "{} is left", group.display());
+        }
+        assert!(!Path::new("/sys/fs/cgroup/warren").join(self.node.as_str()).exists());
+        for entry in fs::read_dir("/proc").expect("processes").flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            assert!(!line.contains(data), "a process is left: {line}");
+            let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            assert!(!cwd.starts_with(self.dir.path()), "a process is left in {}", cwd.display());
+        }
+    }
+}
+
+pub fn driver(data_dir: &Path, runtime: &str, node: &NodeId) -> OciDriver {
+    OciDriver::new(OciConfig {
+        runtime: runtime.to_owned(),
+        data_dir: data_dir.to_owned(),
+        node_id: node.clone(),
+        shim_exe: env!("CARGO_BIN_EXE_warren-node-agent").into(),
+    })
+    .expect("a driver")
+}
+
+fn make_base(base: &Path) -> io::Result<()> {
+    for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "var"] {
+        fs::create_dir_all(base.join(dir))?;
+    }
+    fs::copy("/bin/busybox", base.join("bin/busybox"))?;
+    fs::set_permissions(base.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
+    for applet in [
+        "sh",
+        "cat",
+        "sleep",
+        "stty",
+        "id",
+        "dd",
+        "tail",
+        "head",
+        "yes",
+        "kill",
+        "env",
+        "true",
+        "false",
+        "echo",
+        "ls",
+        "touch",
+        "chown",
+        "stat",
+        "mount",
+        "unshare",
+        "ps",
+        "ip",
+        "hostname",
+        "tty",
+        "mkdir",
+        "wc",
+        "grep",
+        "tr",
+        "sha256sum",
+    ] {
+        symlink("busybox", base.join("bin").join(applet))?;
+    }
+    fs::write(base.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")?;
+    fs::write(base.join("etc/group"), "root:x:0:\nuser:x:1000:\n")?;
+    fs::write(base.join("etc/shared"), "from the base\n")
+}
+
+pub fn key(name: &str) -> InstanceKey {
+    let sandbox = SandboxName::parse(&format!("tenants/acme/sandboxes/{name}")).expect("valid");
+    InstanceKey { sandbox, epoch: Epoch(1) }
+}
+
+pub fn sh(script: &str) -> ExecSpec {
+    command(&["/bin/sh", "-c", script])
+}
+
+pub fn command(words: &[&str]) -> ExecSpec {
+    ExecSpec {
+        command: words.iter().map(|&word| word.to_owned()).collect(),
+        environment: Vec::new(),
+        working_directory: None,
+        user: (0, 0),
+        terminal: None,
+    }
+}
+
+#[derive(Debug)]
+pub struct Output {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Exit,
+}
+
+impl Output {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("text").trim()
+    }
+}
+
+/// Executes, writes all of `input` and then end of file, reads everything, waits.
+pub async fn run(driver: &dyn Driver, key: &InstanceKey, spec: &ExecSpec, input: &[u8]) -> Output {
+    let execution = driver.exec(key, spec).await.unwrap_or_else(|e| panic!("{:?}: {e}", spec.command));
+    let Execution { mut stdin, mut stdout, stderr, control } = execution;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let write = async move {
+        // The process may have closed its end.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+    };
+    let read_err = async {
+        if let Some(mut stderr) = stderr {
+            stderr.read_to_end(&mut err).await.expect("reads");
+        }
+    };
+    let (_, read, ()) = tokio::join!(write, stdout.read_to_end(&mut out), read_err);
+    read.expect("reads");
+    let exit = control.wait().await.expect("ends");
+    assert_eq!(control.wait().await.expect("answers again"), exit);
+    Output { stdout: out, stderr: err, exit }
+}
+
+pub fn code(code: i32) -> Exit {
+    Exit { code, signal: 0, oom_killed: false }
+}
+
+pub fn killed_by(signal: i32) -> Exit {
+    Exit { code: 128 + signal, signal, oom_killed: false }
+}

@@ -91,19 +91,28 @@ struct CreateArgs {
 #[derive(Debug, Args)]
 struct RegionArgs {
     /// Simulated nodes
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 200)]
     nodes: usize,
     /// vCPUs of each, 20 sandboxes to one
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 250)]
     node_cpus: u64,
     /// A flag for every scheduler, such as --scheduler-flag=--checkpoint-every=100000
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     scheduler_flag: Vec<String>,
+    /// A flag for the fleet, such as --fleet-flag=--start-delay=60000
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    fleet_flag: Vec<String>,
 }
 
 impl RegionArgs {
     fn shape(&self, schedulers: usize) -> Shape {
-        Shape { schedulers, nodes: self.nodes, node_cpus: self.node_cpus, scheduler_flags: self.scheduler_flag.clone() }
+        Shape {
+            schedulers,
+            nodes: self.nodes,
+            node_cpus: self.node_cpus,
+            scheduler_flags: self.scheduler_flag.clone(),
+            fleet_flags: self.fleet_flag.clone(),
+        }
     }
 }
 

@@ -31,7 +31,6 @@ use super::region::{Region, Shape};
 use super::stats::{Summary, median};
 use super::{Place, table};
 use crate::client::{Client, TENANT, small_sandbox};
-use crate::cluster::TEMPLATE;
 
 /// Between the start of a system and its first call: elections are over, caches are warm.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -284,11 +283,10 @@ pub fn record_bytes() -> usize {
         sandbox: format!("{TENANT}/sandboxes/s-{:020x}", 0),
         spec: Some(spec),
         request: Some(StoredRequestKey { id: vec![1; 16], payload: vec![1; 32] }),
-        decision: Some(Decision::Place("load-1".to_owned())),
+        decision: Some(Decision::Place("sim-100".to_owned())),
     };
     let caller = StoredCaller { principal: "local".to_owned(), role: 3, tenant: String::new() };
     let record = StoredCommand { caller: Some(caller), time_ms: 1 << 40, body: Some(Body::CreateSandbox(create)) };
-    debug_assert!(!TEMPLATE.is_empty());
     record.encoded_len()
 }
 

@@ -4,14 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use warren_proto::client::{ClientTls, channel};
-use warren_proto::v1::ListSandboxesRequest;
 use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
+use warren_proto::v1::template_service_client::TemplateServiceClient;
+use warren_proto::v1::{CreateTemplateRequest, ListSandboxesRequest, Template};
 
 use super::probe::Server;
 use super::{Place, network};
@@ -19,7 +22,6 @@ use crate::client::{Client, TENANT};
 use crate::cluster::TEMPLATE;
 use crate::cluster::binaries::Binaries;
 use crate::cluster::process::Process;
-use crate::image::Image;
 
 /// Syncs of the log since the scheduler began, on its metrics page.
 const SYNCS: &str = "warren_raft_log_syncs_total";
@@ -34,8 +36,15 @@ pub const PEER_PORT: u16 = 7071;
 const PAGE_SIZE: i32 = 1000;
 const MAX_PAGE_BYTES: usize = 64 << 20;
 
-/// An archive without a file: simulated sandboxes look at none.
-const EMPTY_TAR_BYTES: usize = 1024;
+/// Nodes of the fleet are called so, and a number.
+const NODE_PREFIX: &str = "sim-";
+
+/// How fast a fleet registers: each node is a commit, and an operator's hosts do not start in one second either.
+const NODES_A_SECOND: f64 = 500.0;
+
+/// How long a fleet may take beside that.
+const FLEET_PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a region is made of.
 #[derive(Debug, Clone)]
@@ -44,8 +53,9 @@ pub struct Shape {
     pub nodes: usize,
     /// What each node offers, in vCPU; memory and disk in proportion.
     pub node_cpus: u64,
-    /// More flags of schedulers, and what they run under.
+    /// More flags.
     pub scheduler_flags: Vec<String>,
+    pub fleet_flags: Vec<String>,
 }
 
 /// Its processes. Dropping it kills them.
@@ -54,7 +64,7 @@ pub struct Region {
     _directory: TempDir,
     network: String,
     schedulers: Vec<Process>,
-    agents: Vec<Process>,
+    fleet: Option<Process>,
 }
 
 impl Region {
@@ -63,18 +73,22 @@ impl Region {
         let binaries = Binaries::find()?;
         let directory = place.directory()?;
         let network = network();
-        let mut region = Self { _directory: directory, network, schedulers: Vec::new(), agents: Vec::new() };
+        let mut region = Self { _directory: directory, network, schedulers: Vec::new(), fleet: None };
         let root = region._directory.path().to_owned();
         region.schedulers = (0..shape.schedulers).map(|at| region.scheduler(at, shape, &root, &binaries)).collect();
-        region.agents = (0..shape.nodes).map(|at| region.agent(at, shape, &root, &binaries)).collect();
-        for process in region.schedulers.iter_mut().chain(&mut region.agents) {
+        for process in &mut region.schedulers {
             process.start()?;
         }
-        for process in region.schedulers.iter_mut().chain(&mut region.agents) {
+        for process in &mut region.schedulers {
             process.await_ready().await?;
         }
-        let image = Image::new(vec![0; EMPTY_TAR_BYTES]);
-        region.client()?.import_template(TEMPLATE, &image).await.context("import the template")?;
+        if shape.nodes > 0 {
+            let mut fleet = region.fleet(shape, &root, &binaries);
+            fleet.start()?;
+            region.fleet = Some(fleet);
+            region.all_nodes_ready(shape.nodes).await?;
+            region.record_template().await?;
+        }
         Ok(region)
     }
 
@@ -99,23 +113,23 @@ impl Region {
         Process::new(name, binaries.scheduler.clone(), arguments, http, log).in_group(group)
     }
 
-    fn agent(&self, at: usize, shape: &Shape, root: &Path, binaries: &Binaries) -> Process {
-        let name = format!("node-{}", at + 1);
-        let http = self.address(at + 100, 7081);
-        let arguments = flags(&[
-            ("node-id", format!("load-{}", at + 1)),
-            ("data-dir", root.join(&name).display().to_string()),
+    fn fleet(&self, shape: &Shape, root: &Path, binaries: &Binaries) -> Process {
+        let mut arguments = vec!["fleet".to_owned()];
+        arguments.extend(flags(&[
+            ("count", shape.nodes.to_string()),
+            ("node-prefix", NODE_PREFIX.to_owned()),
+            ("templates", template_digest()),
+            ("ramp", (shape.nodes as f64 / NODES_A_SECOND).to_string()),
+            ("report", "1".to_owned()),
             ("schedulers", self.endpoints().join(",")),
-            ("listen", self.address(at + 100, 7080)),
-            ("http-listen", http.clone()),
-            ("drivers", "sim".to_owned()),
             ("cpu-milli", (shape.node_cpus * 1000).to_string()),
             ("memory", format!("{}GiB", shape.node_cpus)),
             ("disk", format!("{}GiB", shape.node_cpus * 2)),
             ("log-level", "error".to_owned()),
-        ]);
-        let log = root.join(format!("{name}.log"));
-        Process::new(name, binaries.agent.clone(), arguments, http, log)
+        ]));
+        arguments.extend(shape.fleet_flags.iter().cloned());
+        let log = root.join("fleet.log");
+        Process::new("fleet".to_owned(), binaries.agent.clone(), arguments, String::new(), log)
     }
 
     fn address(&self, at: usize, port: u16) -> String {
@@ -163,6 +177,33 @@ impl Region {
         }
     }
 
+    /// Simulated nodes say that they hold it, and look at none.
+    async fn record_template(&self) -> anyhow::Result<()> {
+        let request = CreateTemplateRequest {
+            template_id: TEMPLATE.to_owned(),
+            template: Some(Template { digest: template_digest(), size_bytes: 1024, ..Template::default() }),
+            request_id: Client::request_id(),
+        };
+        let channel = channel(&self.address(self.leader().await?, 7070), &ClientTls::default())?;
+        TemplateServiceClient::new(channel).create_template(request).await.context("record the template")?;
+        Ok(())
+    }
+
+    async fn all_nodes_ready(&self, count: usize) -> anyhow::Result<()> {
+        let patience = FLEET_PATIENCE + Duration::from_secs_f64(2.0 * count as f64 / NODES_A_SECOND);
+        let client = self.client()?;
+        let begun = Instant::now();
+        let mut ready = 0;
+        while begun.elapsed() < patience {
+            ready = usize::try_from(client.cluster_status().await?.ready_node_count).unwrap_or(0);
+            if ready >= count {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        bail!("{ready} of {count} nodes are ready after {patience:?}\n{}", self.logs())
+    }
+
     /// Connections of a client's own to one replica, which open now.
     pub fn channels(&self, at: usize, count: usize) -> anyhow::Result<Vec<Channel>> {
         let address = self.address(at, 7070);
@@ -176,12 +217,12 @@ impl Region {
             process: process.id(),
             syncs: Some((self.address(at, 7072), SYNCS)),
         });
-        let agents = self.agents.iter().map(|process| Server {
+        let fleet = self.fleet.iter().map(|process| Server {
             name: process.name().to_owned(),
             process: process.id(),
             syncs: None,
         });
-        schedulers.chain(agents).collect()
+        schedulers.chain(fleet).collect()
     }
 
     pub fn scheduler_process(&mut self, at: usize) -> &mut Process {
@@ -195,7 +236,7 @@ impl Region {
 
     /// The ends of all logs.
     pub fn logs(&self) -> String {
-        self.schedulers.iter().chain(&self.agents).map(Process::log_tail).collect()
+        self.schedulers.iter().chain(&self.fleet).map(Process::log_tail).collect()
     }
 }
 
@@ -204,7 +245,7 @@ impl Drop for Region {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        for process in self.agents.iter_mut().chain(&mut self.schedulers) {
+        for process in self.fleet.iter_mut().chain(&mut self.schedulers) {
             if let Err(error) = process.kill() {
                 eprintln!("{error:#}");
             }
@@ -214,4 +255,9 @@ impl Drop for Region {
 
 fn flags(pairs: &[(&str, String)]) -> Vec<String> {
     pairs.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]).collect()
+}
+
+/// Of a template that nobody has.
+fn template_digest() -> String {
+    format!("sha256:{}", "ab".repeat(32))
 }

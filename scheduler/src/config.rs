@@ -51,6 +51,21 @@ pub struct Settings {
     /// Members of a new ledger, `ID=PEER_ADDR/API_ADDR,...`; used when the data directory is empty
     #[arg(long, env = "WARREN_INITIAL_MEMBERS", value_name = "LIST")]
     pub initial_members: Option<String>,
+    /// API addresses of a running group that this replica joins, `HOST:PORT,...`; used when the data directory is empty
+    #[arg(long, env = "WARREN_JOIN", value_name = "LIST")]
+    pub join: Option<String>,
+    /// Join as a standby: a learner that replaces a voter which is dead for longer than replica-grace-ms
+    #[arg(long, env = "WARREN_STANDBY", value_name = "BOOL")]
+    pub standby: Option<bool>,
+    /// How long a voter may be silent before a standby replaces it [default: 600000]
+    #[arg(long, env = "WARREN_REPLICA_GRACE_MS", value_name = "MS")]
+    pub replica_grace_ms: Option<u64>,
+    /// File with 32 random bytes in base64, the same on all replicas: seals secret_environment
+    #[arg(long, env = "WARREN_SECRETS_KEY_FILE", value_name = "FILE")]
+    pub secrets_key_file: Option<PathBuf>,
+    /// Share of the disk from which on creates are refused, in percent [default: 90]
+    #[arg(long, env = "WARREN_DISK_FULL_PERCENT", value_name = "N")]
+    pub disk_full_percent: Option<u64>,
     /// How long a node may run without hearing from the leader [default: 10000]
     #[arg(long, env = "WARREN_LEASE_MS", value_name = "MS")]
     pub lease_ms: Option<u64>,
@@ -111,6 +126,12 @@ pub struct Config {
     pub api_advertise: String,
     pub peer_advertise: String,
     pub initial_members: BTreeMap<ReplicaId, Member>,
+    /// Another group's API addresses; empty: none is joined.
+    pub join: Vec<String>,
+    pub standby: bool,
+    pub replica_grace: Duration,
+    pub secrets_key_file: Option<PathBuf>,
+    pub disk_full_percent: u64,
     pub lease: Duration,
     pub heartbeat: Duration,
     pub election_timeout: Duration,
@@ -153,6 +174,11 @@ impl Settings {
             api_advertise,
             peer_advertise,
             initial_members,
+            join,
+            standby,
+            replica_grace_ms,
+            secrets_key_file,
+            disk_full_percent,
             lease_ms,
             heartbeat_ms,
             election_timeout_ms,
@@ -184,6 +210,17 @@ impl Settings {
             return Err(invalid("election_timeout_ms", election, right));
         }
         let lease = at_least("lease_ms", self.lease_ms.unwrap_or(10_000), MIN_LEASE_MS)?;
+        let join = addresses("join", self.join.as_deref().unwrap_or(""))?;
+        let initial_members = members(self.initial_members.as_deref().unwrap_or(""), replica_id)?;
+        if !join.is_empty() && !initial_members.is_empty() {
+            let right = "give initial_members to form a new group, or join to enter one that runs";
+            return Err(invalid("join", join.join(","), right));
+        }
+        let full = self.disk_full_percent.unwrap_or(90);
+        if !(1..=100).contains(&full) {
+            return Err(invalid("disk_full_percent", full, "must be from 1 to 100"));
+        }
+        let grace = at_least("replica_grace_ms", self.replica_grace_ms.unwrap_or(600_000), election.saturating_mul(2))?;
         Ok(Config {
             replica_id,
             data_dir,
@@ -192,7 +229,12 @@ impl Settings {
             api_listen,
             peer_listen,
             http_listen,
-            initial_members: members(self.initial_members.as_deref().unwrap_or(""), replica_id)?,
+            initial_members,
+            join,
+            standby: self.standby.unwrap_or(false),
+            replica_grace: Duration::from_millis(grace),
+            secrets_key_file: self.secrets_key_file,
+            disk_full_percent: full,
             lease: Duration::from_millis(lease),
             heartbeat: Duration::from_millis(heartbeat),
             election_timeout: Duration::from_millis(election),
@@ -201,6 +243,40 @@ impl Settings {
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
             log_format: log_format(self.log_format.as_deref())?,
         })
+    }
+}
+
+impl Config {
+    /// Key and value, for operators to see.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let ms = |duration: Duration| duration.as_millis().to_string();
+        let members: Vec<String> = self.initial_members.keys().map(ToString::to_string).collect();
+        [
+            ("replica_id", self.replica_id.to_string()),
+            ("data_dir", self.data_dir.display().to_string()),
+            ("api_listen", self.api_listen.to_string()),
+            ("peer_listen", self.peer_listen.to_string()),
+            ("http_listen", self.http_listen.to_string()),
+            ("api_advertise", self.api_advertise.clone()),
+            ("peer_advertise", self.peer_advertise.clone()),
+            ("initial_members", members.join(",")),
+            ("join", self.join.join(",")),
+            ("standby", self.standby.to_string()),
+            ("replica_grace_ms", ms(self.replica_grace)),
+            ("secrets_key_file", path(&self.secrets_key_file)),
+            ("disk_full_percent", self.disk_full_percent.to_string()),
+            ("lease_ms", ms(self.lease)),
+            ("heartbeat_ms", ms(self.heartbeat)),
+            ("election_timeout_ms", ms(self.election_timeout)),
+            ("checkpoint_every", self.checkpoint_every.to_string()),
+            ("tls_cert", path(&self.tls.certificate)),
+            ("tls_ca", path(&self.tls.ca)),
+            ("log_level", self.log_level.clone()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
     }
 }
 
@@ -254,6 +330,16 @@ fn advertise(key: &'static str, value: Option<String>, listen: SocketAddr) -> Re
     }
 }
 
+fn addresses(key: &'static str, text: &str) -> Result<Vec<String>, ConfigError> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts
+        .map(|part| match is_host_and_port(part) {
+            true => Ok(part.to_owned()),
+            false => Err(invalid(key, part, "must be `host:port`, separated by commas")),
+        })
+        .collect()
+}
+
 fn members(text: &str, own: ReplicaId) -> Result<BTreeMap<ReplicaId, Member>, ConfigError> {
     const KEY: &str = "initial_members";
     let wrong = |part: &str| invalid(KEY, part, "must be `ID=PEER_HOST:PORT/API_HOST:PORT`, separated by commas");
@@ -265,7 +351,7 @@ fn members(text: &str, own: ReplicaId) -> Result<BTreeMap<ReplicaId, Member>, Co
         if id == 0 || !is_host_and_port(peer) || !is_host_and_port(api) {
             return Err(wrong(part));
         }
-        let member = Member { peer_address: peer.to_owned(), api_address: api.to_owned() };
+        let member = Member { peer_address: peer.to_owned(), api_address: api.to_owned(), standby: false };
         if members.insert(ReplicaId(id), member).is_some() {
             return Err(invalid(KEY, part, format!("names replica {id} twice")));
         }
@@ -315,6 +401,9 @@ mod tests {
         assert!(refusal(|s| s.election_timeout_ms = Some(150)).contains("heartbeat_ms"));
         assert!(refusal(|s| s.initial_members = Some("1=a".into())).contains("PEER_HOST"));
         assert!(refusal(|s| s.initial_members = Some("2=a:1/a:2".into())).contains("this replica too"));
+        assert!(refusal(|s| s.join = Some("here".into())).starts_with("join: `here`"));
+        assert!(refusal(|s| s.disk_full_percent = Some(101)).starts_with("disk_full_percent"));
+        assert!(refusal(|s| s.replica_grace_ms = Some(1)).starts_with("replica_grace_ms"));
         assert!(refusal(|s| s.log_format = Some("xml".into())).contains("`text` or `json`"));
         assert!(refusal(|s| s.lease_ms = Some(1)).starts_with("lease_ms"));
     }

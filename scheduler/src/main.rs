@@ -14,8 +14,11 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use warren_proto::client::{ClientTls, TlsFiles};
 use warren_scheduler::config::{Config, LogFormat, Settings};
-use warren_scheduler::controller::{Controller, ControllerConfig};
+use warren_scheduler::controller::{Controller, ControllerConfig, DebugInfo, DebugSource};
+use warren_scheduler::disk::DiskUse;
+use warren_scheduler::join;
 use warren_scheduler::raft::{Replica, ReplicaConfig};
+use warren_scheduler::secrets::Sealer;
 use warren_scheduler::signer::Signer;
 use warren_scheduler::{api, http, metrics};
 
@@ -58,13 +61,26 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let peer_listener = bind("peer_listen", config.peer_listen).await?;
     let http_listener = bind("http_listen", config.http_listen).await?;
 
+    let stop = CancellationToken::new();
+    let sealer = config.secrets_key_file.as_deref().map(Sealer::load).transpose()?;
+    let disk = DiskUse::watch(&config.data_dir, config.disk_full_percent, stop.clone());
     let replica = Replica::start(replica_config(&config, client_tls.clone())).await?;
     replica.serve_peers(peer_listener, server_tls.clone()).context("serve peers")?;
-    let stop = CancellationToken::new();
+    if !replica.is_member() {
+        join::ask(&config, &client_tls).await?;
+    }
     let controller = Controller::start(
         replica.clone(),
         signer,
-        ControllerConfig { lease: config.lease, api_advertise: config.api_advertise.clone(), stop: stop.clone() },
+        ControllerConfig {
+            lease: config.lease,
+            api_advertise: config.api_advertise.clone(),
+            replica_grace: config.replica_grace,
+            sealer,
+            disk,
+            debug: debug_source(&config, exporter.clone()),
+            stop: stop.clone(),
+        },
     );
     info!(replica = %config.replica_id, api = %config.api_listen, peers = %config.peer_listen, http = %config.http_listen, "serving");
 
@@ -79,6 +95,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     replica.shutdown().await;
     Ok(())
+}
+
+/// No value here is a secret: keys stand in files, and only their paths are told.
+fn debug_source(config: &Config, exporter: metrics_exporter_prometheus::PrometheusHandle) -> DebugSource {
+    let config = config.shown();
+    DebugSource::new(move || DebugInfo { config: config.clone(), metrics: exporter.render() })
 }
 
 fn replica_config(config: &Config, tls: ClientTls) -> ReplicaConfig {

@@ -15,6 +15,7 @@ use tower::{Layer, Service};
 use crate::clock;
 use crate::controller::Controller;
 use crate::raft::Leadership;
+use crate::state::sandbox::Life;
 
 const REQUESTS: &str = "warren_grpc_requests_total";
 const REQUEST_SECONDS: &str = "warren_grpc_request_duration_seconds";
@@ -70,11 +71,13 @@ pub fn observe(controller: &Controller) {
     gauge!(CHECKPOINT).set(status.checkpoint_index as f64);
     counter!(SYNCS).absolute(status.sync_count);
     let state = replica.state();
-    let ready = state.nodes.values().filter(|node| node.reachable).count();
+    let (suspect, down) = (state.suspects.len(), state.down.len());
+    let ready = state.nodes.len().saturating_sub(suspect).saturating_sub(down);
     gauge!(NODES, "state" => "ready").set(ready as f64);
-    gauge!(NODES, "state" => "unreachable").set((state.nodes.len() - ready) as f64);
-    for (kind, count) in &state.counts {
-        gauge!(SANDBOXES, "state" => kind.to_lowercase()).set(*count as f64);
+    gauge!(NODES, "state" => "suspect").set(suspect as f64);
+    gauge!(NODES, "state" => "down").set(down as f64);
+    for kind in Life::KINDS {
+        gauge!(SANDBOXES, "state" => kind.to_lowercase()).set(state.indexes.count(kind) as f64);
     }
     gauge!(SESSIONS).set(controller.sessions().count() as f64);
     gauge!(KEPT_ANSWERS).set(state.requests.len() as f64);

@@ -25,7 +25,8 @@ use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 use warren_proto::v1::template_service_client::TemplateServiceClient;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 use warren_proto::v1::*;
-use warren_scheduler::controller::{Controller, ControllerConfig};
+use warren_scheduler::controller::{Controller, ControllerConfig, DebugSource};
+use warren_scheduler::disk::DiskUse;
 use warren_scheduler::raft::{Leadership, Member, Replica, ReplicaConfig};
 use warren_scheduler::signer::Signer;
 
@@ -45,7 +46,11 @@ impl Region {
         let directory = tempfile::tempdir().unwrap();
         let (peers, api) = (bind().await, bind().await);
         let address = api.local_addr().unwrap().to_string();
-        let member = Member { peer_address: peers.local_addr().unwrap().to_string(), api_address: address.clone() };
+        let member = Member {
+            peer_address: peers.local_addr().unwrap().to_string(),
+            api_address: address.clone(),
+            standby: false,
+        };
         let replica = Replica::start(ReplicaConfig {
             id: ReplicaId(1),
             data_dir: directory.path().to_owned(),
@@ -59,8 +64,15 @@ impl Region {
         .unwrap();
         replica.serve_peers(peers, None).unwrap();
         let stop = CancellationToken::new();
-        let config =
-            ControllerConfig { lease: Duration::from_secs(10), api_advertise: address.clone(), stop: stop.clone() };
+        let config = ControllerConfig {
+            lease: Duration::from_secs(10),
+            api_advertise: address.clone(),
+            replica_grace: Duration::from_secs(600),
+            sealer: None,
+            disk: DiskUse::default(),
+            debug: DebugSource::default(),
+            stop: stop.clone(),
+        };
         let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
         tokio::spawn(warren_scheduler::api::serve(controller, api, None, ClientTls::default(), stop.clone()));
@@ -355,7 +367,7 @@ async fn what_a_returning_agent_does_not_name_is_lost_and_said_to_be() {
     is("RUNNING").await;
     drop(agent);
     let _again = Agent::start(&region).await;
-    is("FAILED").await;
+    is("LOST").await;
     let sandbox = region.sandboxes().get_sandbox(GetSandboxRequest { name: name.clone() }).await.unwrap().into_inner();
     assert_eq!(sandbox.reason.unwrap().code, "LOST");
     region.end().await;

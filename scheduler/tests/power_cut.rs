@@ -27,7 +27,8 @@ use rand::{Rng, SeedableRng};
 use warren_proto::ids::ReplicaId;
 use warren_scheduler::raft::LogStore;
 use warren_scheduler::raft::testing::{Batch, Entry, LogId, TypeConfig, Vote};
-use warren_scheduler::state::command::{Body, Caller, Command as LedgerCommand, LogTime};
+use warren_scheduler::state::command::{Body, Caller, Command as LedgerCommand, LogTime, ReplicaRecord};
+use warren_scheduler::state::level::Level;
 
 /// Cuts that one store lives through.
 const CUTS: usize = 30;
@@ -85,7 +86,8 @@ fn entry(term: u64, index: u64) -> Entry {
     };
     let letter = char::from(b'a' + u8::try_from((term.wrapping_mul(31) + index) % 26).unwrap());
     let api_address = std::iter::repeat_n(letter, size).collect();
-    let body = Body::PutReplica { replica: ReplicaId(index), api_address, token_key: [7; 32] };
+    let record = ReplicaRecord { api_address, token_key: [7; 32], disk: 0, max_level: Level::FIRST };
+    let body = Body::PutReplica { replica: ReplicaId(index), record };
     let command = LedgerCommand { caller: Caller::system("test"), time: LogTime(term), body };
     let payload = EntryPayload::Normal(Batch { commands: vec![command].into() });
     Entry { log_id: LogId::new_term_index(term, index), payload }

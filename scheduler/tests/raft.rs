@@ -20,7 +20,8 @@ use warren_proto::ids::ReplicaId;
 use warren_scheduler::raft::testing::{CheckpointDirectory, StateMachine, TypeConfig};
 use warren_scheduler::raft::{Leadership, LogStore, Member, ProposeError, Replica, ReplicaConfig, StartError};
 use warren_scheduler::state::State;
-use warren_scheduler::state::command::{Body, Caller, Command, LogTime, RequestKey, TemplateSpec};
+use warren_scheduler::state::command::{Body, Caller, Command, LogTime, ReplicaRecord, RequestKey, TemplateSpec};
+use warren_scheduler::state::level::Level;
 use warren_scheduler::state::outcome::Reply;
 
 /// How long something may take that should take a moment: a bound against hanging, never a measurement.
@@ -61,7 +62,7 @@ impl Cluster {
         for id in (1..=size).map(ReplicaId) {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let peer_address = listener.local_addr().unwrap().to_string();
-            members.insert(id, Member { peer_address, api_address: format!("127.0.0.1:{}", id.0) });
+            members.insert(id, Member { peer_address, api_address: format!("127.0.0.1:{}", id.0), standby: false });
             listeners.insert(id, listener);
         }
         let directory = TempDir::new().unwrap();
@@ -184,7 +185,8 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 fn assert_same(one: &State, other: &State) {
     assert_eq!(one.ledger_id, other.ledger_id);
     assert_eq!((one.log_time, one.epoch_floor), (other.log_time, other.epoch_floor));
-    assert_eq!((&one.replicas, &one.counts), (&other.replicas, &other.counts));
+    assert_eq!(one.replicas, other.replicas);
+    assert!(one.indexes == other.indexes && one.region == other.region && one.level == other.level);
     assert!(one.nodes == other.nodes && one.templates == other.templates);
     assert!(one.sandboxes == other.sandboxes && one.tenants == other.tenants);
     assert!(one.requests.iter().eq(other.requests.iter()));
@@ -194,8 +196,12 @@ fn command(body: Body) -> Command {
     Command { caller: Caller::system("test"), time: LogTime(60_000), body }
 }
 
+fn record(api_address: &str) -> ReplicaRecord {
+    ReplicaRecord { api_address: api_address.into(), token_key: [7; 32], disk: 0, max_level: Level::FIRST }
+}
+
 fn put(number: u64) -> Body {
-    Body::PutReplica { replica: ReplicaId(number), api_address: format!("127.0.0.1:{number}"), token_key: [7; 32] }
+    Body::PutReplica { replica: ReplicaId(number), record: record(&format!("127.0.0.1:{number}")) }
 }
 
 fn template(name: &str, request: Option<RequestKey>) -> Body {
@@ -381,7 +387,7 @@ async fn a_command_that_no_entry_can_hold_is_refused_and_nothing_happens() {
     let cluster = Cluster::start(1, 10_000).await;
     let (_, leader) = cluster.leader().await;
     let before = leader.status().last_log_index;
-    let huge = Body::PutReplica { replica: ReplicaId(1), api_address: "x".repeat(60_000), token_key: [0; 32] };
+    let huge = Body::PutReplica { replica: ReplicaId(1), record: record(&"x".repeat(60_000)) };
     let refused = leader.propose(command(huge)).await;
     assert!(matches!(refused, Err(ProposeError::TooLarge { .. })), "{refused:?}");
     assert_eq!(leader.status().last_log_index, before);

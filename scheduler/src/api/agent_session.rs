@@ -15,7 +15,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
-use warren_proto::ids::NodeId;
+use warren_proto::ids::{NodeId, ReplicaId};
 use warren_proto::v1::agent_session_service_server::AgentSessionService;
 use warren_proto::v1::{
     LeaseGranted, OpenSessionRequest, OpenSessionResponse, TokenKey, TokenKeys, Welcome, open_session_request,
@@ -32,6 +32,9 @@ use assignment::Pushed;
 
 /// How long an agent may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an agent may read nothing.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Messages that wait for a slow agent; when they are full, its session waits too and nothing else does.
 const OUTBOUND_QUEUE: usize = 16;
@@ -65,6 +68,7 @@ impl AgentSessionService for AgentSessionApi {
         let mut inbound = request.into_inner();
         let hello = read_hello(&mut inbound).await?;
         check_ledger(&self.controller, hello.ledger_id.as_deref())?;
+        check_incarnation(hello.report.incarnation)?;
         let incarnation = hello.report.incarnation;
         self.controller
             .register_node(hello.node.clone(), hello.report, hello.observation)
@@ -98,10 +102,29 @@ async fn read_hello(inbound: &mut Streaming<OpenSessionRequest>) -> Result<wire:
     }
 }
 
-/// An agent that belongs to another ledger must not be taken for one of ours.
+/// How far ahead of this host's clock an agent's incarnation may lie: further, and it would lock out every later one.
+const MAX_AHEAD_MS: u64 = 60 * 1000;
+
+/// An incarnation is a UUIDv7 that is not from the future.
+fn check_incarnation(incarnation: u128) -> Result<(), Status> {
+    let id = uuid::Uuid::from_u128(incarnation);
+    let stamped = u64::try_from(incarnation >> 80).unwrap_or(u64::MAX);
+    if id.get_version() != Some(uuid::Version::SortRand) {
+        return Err(status::invalid_field("hello.incarnation", "must be a UUIDv7"));
+    }
+    if stamped > clock::log_time().plus_ms(MAX_AHEAD_MS).0 {
+        let right = "lies more than a minute ahead of the scheduler's clock: check the host's clock";
+        return Err(status::invalid_field("hello.incarnation", right));
+    }
+    Ok(())
+}
+
+/// An agent that belongs to another ledger must not be taken for one of ours; one of a ledger that ours was restored from is.
 fn check_ledger(controller: &Controller, theirs: Option<&str>) -> Result<(), Status> {
-    let ours = ledger_id(&controller.replica().state());
+    let state = controller.replica().state();
+    let ours = ledger_id(&state);
     match theirs {
+        Some(theirs) if state.predecessors.iter().any(|id| id.to_string() == theirs) => Ok(()),
         Some(theirs) if theirs != ours => Err(status::ledger_mismatch(&ours, theirs)),
         _ => Ok(()),
     }
@@ -149,7 +172,8 @@ impl Session {
             Ok(()) | Err(End::Closed) => debug!(node = %self.node, "session closed"),
             Err(End::Failed(status)) => {
                 info!(node = %self.node, reason = status.message(), "session ended");
-                let _nobody_listens = self.out.send(Err(status)).await;
+                // An agent that reads nothing does not hold this up.
+                let _nobody_listens = self.out.try_send(Err(status));
             }
         }
     }
@@ -207,6 +231,8 @@ impl Session {
             .renew_lease(self.node.clone(), self.incarnation, received)
             .await
             .map_err(|error| End::Failed(status::control(error)))?;
+        // Before the grant: a node that was away must not thaw what was moved away meanwhile.
+        self.push_changes().await?;
         Ok(self.send(open_session_response::Message::LeaseGranted(LeaseGranted { sequence })).await?)
     }
 
@@ -230,19 +256,27 @@ impl Session {
             self.keys = keys.clone();
             self.send(open_session_response::Message::TokenKeys(keys)).await?;
         }
-        if let Some(message) = self.pushed.update(&state, &self.node, self.controller.signer()) {
+        let (signer, sealer) = (self.controller.signer(), self.controller.sealer());
+        if let Some(message) = self.pushed.update(&state, &self.node, signer, sealer) {
             self.send(message).await?;
         }
         Ok(())
     }
 
     async fn send(&self, message: open_session_response::Message) -> Result<(), Closed> {
-        self.out.send(Ok(OpenSessionResponse { message: Some(message) })).await.map_err(|_gone| Closed)
+        // An agent that reads nothing loses its session, and with it nothing: the next one tells it everything.
+        let sending = self.out.send(Ok(OpenSessionResponse { message: Some(message) }));
+        tokio::select! {
+            sent = sending => sent.map_err(|_gone| Closed),
+            () = self.controller.stopping() => Err(Closed),
+            () = tokio::time::sleep(SEND_TIMEOUT) => Err(Closed),
+        }
     }
 }
 
 fn token_keys(state: &State) -> TokenKeys {
-    let keys = state.replicas.iter();
+    let in_group = |id: &ReplicaId| state.voters.contains(id) || state.learners.contains(id);
+    let keys = state.replicas.iter().filter(|(id, _)| in_group(id));
     TokenKeys {
         keys: keys.map(|(id, replica)| TokenKey { key_id: id.0, public_key: replica.token_key.to_vec() }).collect(),
     }

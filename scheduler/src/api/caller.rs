@@ -14,6 +14,16 @@ pub fn of<T>(request: &Request<T>) -> Caller {
     Caller { principal: principal.to_owned(), role: Role::Operator, tenant: None }
 }
 
+/// Refuses a caller that may not act for the region.
+pub fn check_operator(caller: &Caller) -> Result<(), Status> {
+    match caller.role {
+        Role::System | Role::Operator => Ok(()),
+        Role::Node | Role::Tenant => {
+            Err(status::permission_denied(&format!("{} may not act for the region", caller.principal)))
+        }
+    }
+}
+
 /// Refuses a caller that may not act for `tenant`.
 pub fn check_tenant(caller: &Caller, tenant: &TenantId) -> Result<(), Status> {
     if caller.role.may_act_for(caller.tenant.as_ref(), tenant) {

@@ -1,13 +1,15 @@
 //! State, as clients see it.
 
 use prost_types::Timestamp;
+use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 use warren_proto::v1::{self, NodeState, SandboxState};
 
 use crate::state::State;
 use crate::state::command::LogTime;
-use crate::state::node::Node;
-use crate::state::sandbox::{Life, PendingCode, Sandbox};
+use crate::state::node::{Condition, Node};
+use crate::state::sandbox::{FailedKind, Life, PendingCode, Sandbox};
+use crate::state::settings::{Egress, Isolation, Restart};
 use crate::state::template::Template;
 
 pub fn timestamp(time: LogTime) -> Timestamp {
@@ -31,16 +33,39 @@ pub fn resources(from: Resources, pids: u64) -> v1::Resources {
     }
 }
 
-/// The state that a sandbox shows: a running one whose node is out of reach shows that.
+/// The kinds of life ([`Life::kind`]) that can show a state.
+pub fn kinds_of(state: SandboxState) -> &'static [&'static str] {
+    match state {
+        SandboxState::Unspecified => &[],
+        SandboxState::Pending => &["PENDING"],
+        SandboxState::Starting => &["STARTING"],
+        SandboxState::Running => &["RUNNING"],
+        SandboxState::Unreachable => &["STARTING", "RUNNING"],
+        SandboxState::Stopping => &["STOPPING"],
+        SandboxState::Stopped => &["STOPPED"],
+        SandboxState::Failed => &["FAILED"],
+        SandboxState::Cancelled => &["CANCELLED"],
+        SandboxState::Lost => &["LOST"],
+    }
+}
+
+/// The state that a sandbox shows while its node is heard of.
+pub fn own_state(sandbox: &Sandbox) -> SandboxState {
+    sandbox_state(&State::default(), sandbox)
+}
+
+/// The state that a sandbox shows: one that starts or runs on a node that is down shows that.
 pub fn sandbox_state(state: &State, sandbox: &Sandbox) -> SandboxState {
     match &sandbox.life {
         Life::Pending { .. } => SandboxState::Pending,
+        Life::Starting { .. } | Life::Running { .. } if state.is_unreachable(sandbox) => SandboxState::Unreachable,
         Life::Starting { .. } => SandboxState::Starting,
-        Life::Running { .. } if state.is_unreachable(sandbox) => SandboxState::Unreachable,
         Life::Running { .. } => SandboxState::Running,
         Life::Stopping { .. } => SandboxState::Stopping,
         Life::Stopped { .. } => SandboxState::Stopped,
-        Life::Failed { .. } => SandboxState::Failed,
+        Life::Failed { kind: FailedKind::Failed, .. } => SandboxState::Failed,
+        Life::Failed { kind: FailedKind::Cancelled, .. } => SandboxState::Cancelled,
+        Life::Failed { kind: FailedKind::Lost, .. } => SandboxState::Lost,
     }
 }
 
@@ -49,12 +74,15 @@ fn reason(state: &State, sandbox: &Sandbox) -> Option<v1::StateReason> {
         Life::Pending { reason, .. } => (pending_code(reason.code).to_owned(), reason.message.clone()),
         Life::Failed { code, message, .. } => (code.clone(), message.clone()),
         life => {
-            let node = life.node().and_then(|id| state.nodes.get(id)).filter(|node| !node.reachable)?;
-            let message = format!(
-                "node {} has not renewed its lease; what it does goes on, and is known when it returns",
-                node.id
-            );
-            ("NODE_UNREACHABLE".to_owned(), message)
+            let node = life.node().and_then(|id| state.nodes.get(id))?;
+            let (code, what) = match node.condition {
+                Condition::Ready => return None,
+                Condition::Suspect => ("NODE_SUSPECT", "has not renewed its lease; it may be back in a moment"),
+                Condition::Down => {
+                    ("NODE_UNREACHABLE", "is down; what it does is known when it returns, or is forgotten")
+                }
+            };
+            (code.to_owned(), format!("node {} {what}", node.id))
         }
     };
     Some(v1::StateReason { code, message })
@@ -69,18 +97,33 @@ fn pending_code(code: PendingCode) -> &'static str {
         PendingCode::TooLarge => "TOO_LARGE",
         PendingCode::Conflict => "CONFLICT",
         PendingCode::StartFailed => "START_FAILED",
+        PendingCode::ShortOfGpus => "SHORT_OF_GPUS",
+        PendingCode::Paused => "PAUSED",
+        PendingCode::Restarting => "RESTARTING",
+        PendingCode::NodeDown => "NODE_DOWN",
     }
 }
 
 pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
-    let spec = &from.spec;
+    let (spec, settings) = (&from.spec, from.settings());
     let mut to = v1::Sandbox {
         name: from.name.to_string(),
         template: spec.template.name(),
         command: spec.command.clone(),
         environment: spec.environment.clone(),
         working_directory: spec.working_directory.clone(),
-        labels: spec.labels.clone(),
+        labels: settings.labels.clone(),
+        annotations: settings.annotations.clone(),
+        egress: Some(egress(&settings.egress)),
+        restart_policy: restart(spec.restart).into(),
+        on_isolation: isolation(spec.isolation).into(),
+        deadline: from.deadline().map(timestamp),
+        on_deadline: v1::OnDeadline::Delete.into(),
+        queue_timeout: spec.queue_timeout_ms.map(duration),
+        priority: i32::from(settings.priority),
+        etag: etag(from),
+        secret_names: spec.secrets.keys().cloned().collect(),
+        restart_count: from.restarts,
         resources: Some(resources(spec.resources, spec.pids)),
         state: sandbox_state(state, from).into(),
         reason: reason(state, from),
@@ -108,13 +151,52 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
     to
 }
 
+/// Changes whenever the sandbox does.
+pub fn etag(sandbox: &Sandbox) -> String {
+    sandbox.revision.to_string()
+}
+
+pub fn duration(ms: u64) -> prost_types::Duration {
+    let nanos = i32::try_from(ms % 1000).unwrap_or(0).saturating_mul(1_000_000);
+    prost_types::Duration { seconds: int(ms / 1000), nanos }
+}
+
+pub fn egress(from: &Egress) -> v1::Egress {
+    let (mode, allow) = match from {
+        Egress::None => (v1::EgressMode::None, Vec::new()),
+        Egress::Public => (v1::EgressMode::Public, Vec::new()),
+        Egress::List(allow) => (v1::EgressMode::List, allow.clone()),
+    };
+    v1::Egress { mode: mode.into(), allow }
+}
+
+fn restart(from: Restart) -> v1::RestartPolicy {
+    match from {
+        Restart::Never => v1::RestartPolicy::Never,
+        Restart::OnFailure => v1::RestartPolicy::OnFailure,
+        Restart::Always => v1::RestartPolicy::Always,
+    }
+}
+
+pub fn isolation(from: Isolation) -> v1::OnIsolation {
+    match from {
+        Isolation::Keep => v1::OnIsolation::Keep,
+        Isolation::Freeze => v1::OnIsolation::Freeze,
+    }
+}
+
 pub fn node(from: &Node) -> v1::Node {
-    let state = if from.reachable { NodeState::Ready } else { NodeState::Suspect };
+    let state = match from.condition {
+        Condition::Ready => NodeState::Ready,
+        Condition::Suspect => NodeState::Suspect,
+        Condition::Down => NodeState::Down,
+    };
+    let instance = |(name, epoch): &(SandboxName, Epoch)| format!("{name}@{epoch}");
     v1::Node {
         name: from.id.name(),
         state: state.into(),
         address: from.report.address.clone(),
-        labels: from.report.labels.clone(),
+        labels: from.all_labels(),
         capacity: Some(resources(from.report.capacity, 0)),
         assigned: Some(resources(from.assigned, 0)),
         sandbox_count: i32::try_from(from.sandboxes.len()).unwrap_or(i32::MAX),
@@ -122,15 +204,18 @@ pub fn node(from: &Node) -> v1::Node {
         drivers: from.report.drivers.clone(),
         agent_version: from.report.agent_version.clone(),
         register_time: Some(timestamp(from.registered)),
-        orphans: from.orphans.iter().map(|(name, _)| name.to_string()).collect(),
+        orphans: from.orphans.iter().map(instance).collect(),
         template_digests: from.templates.iter().map(ToString::to_string).collect(),
         revision: from.revision,
-        ..Default::default()
+        cordoned: from.cordoned,
+        state_time: Some(timestamp(from.since)),
+        fence: from.report.fence,
+        leftovers: from.leftovers.keys().map(instance).collect(),
     }
 }
 
 pub fn template(state: &State, from: &Template) -> v1::Template {
-    let holders = state.nodes.values().filter(|node| node.reachable && node.templates.contains(&from.spec.digest));
+    let holders = state.nodes.values().filter(|node| node.is_ready() && node.templates.contains(&from.spec.digest));
     v1::Template {
         name: from.id.name(),
         digest: from.spec.digest.to_string(),

@@ -17,19 +17,24 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::debug;
 use warren_proto::client::{self, ClientTls};
 
-use super::status;
+use super::{read, status};
 use crate::raft::{LeaderInfo, Leadership, Replica};
 
 /// Set on a forwarded call.
 const FORWARDED: &str = "warren-forwarded";
 
+/// On every answer: a ledger index that holds what the answer says.
+const REVISION: &str = "warren-revision";
+
 /// How long a call waits for a leader to appear: about an election.
 const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What any replica answers by itself.
-const LOCAL: [&str; 4] = [
+const LOCAL: [&str; 6] = [
     "/warren.v1.AgentSessionService/",
     "/warren.v1.ClusterService/GetReplicaStatus",
+    "/warren.v1.ClusterService/CheckState",
+    "/warren.v1.ClusterService/GetDebugInfo",
     "/grpc.reflection.",
     "/grpc.health.",
 ];
@@ -101,6 +106,13 @@ impl Peers {
         Some(channel)
     }
 
+    /// Says how far this replica has come: everything that the answer says stands at or before that revision.
+    fn with_revision(&self, mut response: Response<Body>) -> Response<Body> {
+        let revision = HeaderValue::from(self.replica.state().revision);
+        response.headers_mut().insert(REVISION, revision);
+        response
+    }
+
     async fn forward(&self, leader: &LeaderInfo, mut request: Request<Body>) -> Response<Body> {
         let Some(mut channel) = self.channel(&leader.api_address) else {
             return status::no_leader().into_http();
@@ -112,12 +124,28 @@ impl Peers {
         request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
         match channel.call(request).await {
             Ok(response) => response,
+            Err(error) if never_sent(&error) => {
+                debug!(leader = %leader.api_address, %error, "the leader cannot be connected to");
+                status::no_leader().into_http()
+            }
             Err(error) => {
                 debug!(leader = %leader.api_address, %error, "forwarding broke");
                 status::outcome_unknown().into_http()
             }
         }
     }
+}
+
+/// Whether a call failed because there was no connection: then nothing was done.
+fn never_sent(error: &tonic::transport::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl<S> Service<Request<Body>> for Forward<S>
@@ -143,9 +171,11 @@ where
             return Box::pin(inner.call(request));
         }
         let forwarded = request.headers().contains_key(FORWARDED);
+        let local = read::is_local(path, request.headers());
         Box::pin(async move {
-            match peers.route(forwarded).await {
-                Route::Here => inner.call(request).await,
+            let route = if local { Route::Here } else { peers.route(forwarded).await };
+            match route {
+                Route::Here => inner.call(request).await.map(|response| peers.with_revision(response)),
                 Route::Leader(leader) => Ok(peers.forward(&leader, request).await),
                 Route::Nowhere => Ok(status::no_leader().into_http()),
             }

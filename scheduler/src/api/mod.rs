@@ -3,16 +3,22 @@
 //! Any replica serves everything: a follower forwards to the leader (`forward`). Wire types stop here.
 
 pub mod agent_session;
+mod backup;
 mod caller;
 mod cluster;
 mod convert;
+mod creates;
+mod filter;
 mod forward;
 mod nodes;
 mod page;
+mod read;
 mod sandboxes;
 mod status;
 mod templates;
+mod tenants;
 mod validate;
+mod wait;
 mod watch;
 
 use std::time::Duration;
@@ -30,6 +36,7 @@ use warren_proto::v1::cluster_service_server::ClusterServiceServer;
 use warren_proto::v1::node_service_server::NodeServiceServer;
 use warren_proto::v1::sandbox_service_server::SandboxServiceServer;
 use warren_proto::v1::template_service_server::TemplateServiceServer;
+use warren_proto::v1::tenant_service_server::TenantServiceServer;
 
 use crate::controller::Controller;
 use crate::metrics::RequestMetricsLayer;
@@ -40,9 +47,13 @@ use forward::ForwardLayer;
 use nodes::NodesApi;
 use sandboxes::SandboxesApi;
 use templates::TemplatesApi;
+use tenants::TenantsApi;
 
 /// Largest request of an API client: a specification is at most 16 KiB.
 const MAX_API_REQUEST_BYTES: usize = 256 * 1024;
+
+/// Largest batch: a thousand specifications, each at its limit.
+const MAX_BATCH_REQUEST_BYTES: usize = 17 << 20;
 
 /// Largest message of an agent: a hello that names everything that a large host holds.
 const MAX_AGENT_MESSAGE_BYTES: usize = 32 << 20;
@@ -90,11 +101,14 @@ async fn routes(controller: &Controller) -> Routes {
     let mut routes = Routes::builder();
     routes
         .add_service(agents)
-        .add_service(SandboxServiceServer::new(SandboxesApi::new(c())).max_decoding_message_size(MAX_API_REQUEST_BYTES))
+        .add_service(
+            SandboxServiceServer::new(SandboxesApi::new(c())).max_decoding_message_size(MAX_BATCH_REQUEST_BYTES),
+        )
         .add_service(
             TemplateServiceServer::new(TemplatesApi::new(c())).max_decoding_message_size(MAX_API_REQUEST_BYTES),
         )
         .add_service(NodeServiceServer::new(NodesApi::new(c())))
+        .add_service(TenantServiceServer::new(TenantsApi::new(c())))
         .add_service(ClusterServiceServer::new(ClusterApi::new(c())))
         .add_service(health);
     let reflection = || {

@@ -1,6 +1,6 @@
 //! `SandboxService`.
 
-use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
@@ -8,17 +8,21 @@ use warren_proto::ids::{SandboxName, TenantId};
 use warren_proto::v1::sandbox_service_server::SandboxService;
 use warren_proto::v1::token_claims::Scope;
 use warren_proto::v1::{
-    ConnectSandboxRequest, ConnectSandboxResponse, CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest,
-    ListSandboxesRequest, ListSandboxesResponse, Sandbox, SandboxState, TokenClaims, WatchSandboxesRequest,
+    self, BatchCreateSandboxesRequest, BatchCreateSandboxesResponse, ConnectSandboxRequest, ConnectSandboxResponse,
+    CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest, ListSandboxesRequest, ListSandboxesResponse,
+    Sandbox, SandboxState, TokenClaims, UpdateSandboxRequest, WaitSandboxRequest, WaitSandboxResponse,
+    WatchSandboxesRequest,
 };
 
+use super::creates::Creates;
+use super::filter::Filter;
 use super::page::Page;
-use super::validate;
 use super::watch::{WatchStream, Watchers, watch_token};
-use super::{caller, convert, status};
+use super::{caller, convert, read, status, validate, wait};
 use crate::clock;
 use crate::controller::{ControlError, Controller};
 use crate::state::State;
+use crate::state::command::Caller;
 use crate::state::event::Position;
 use crate::state::outcome::Rejected;
 use crate::state::sandbox::{self, Life};
@@ -33,62 +37,69 @@ const MAX_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug, Clone)]
 pub struct SandboxesApi {
     controller: Controller,
+    creates: Creates,
     watchers: Watchers,
 }
 
 impl SandboxesApi {
     pub fn new(controller: Controller) -> Self {
-        Self { controller, watchers: Watchers::default() }
+        Self { creates: Creates::new(controller.clone()), controller, watchers: Watchers::default() }
     }
 
-    async fn read(&self) -> Result<std::sync::Arc<State>, Status> {
-        self.controller.replica().read().await.map_err(|error| status::propose(&error))
+    /// As the sandbox stands in the state that the change left.
+    fn shown(&self, sandbox: &sandbox::Sandbox) -> Response<Sandbox> {
+        Response::new(convert::sandbox(&self.controller.replica().state(), sandbox))
     }
 }
 
 #[tonic::async_trait]
 impl SandboxService for SandboxesApi {
     type WatchSandboxesStream = WatchStream;
-    async fn batch_create_sandboxes(
-        &self,
-        _: Request<warren_proto::v1::BatchCreateSandboxesRequest>,
-    ) -> Result<Response<warren_proto::v1::BatchCreateSandboxesResponse>, Status> {
-        Err(Status::unimplemented("soon"))
-    }
-    async fn wait_sandbox(
-        &self,
-        _: Request<warren_proto::v1::WaitSandboxRequest>,
-    ) -> Result<Response<warren_proto::v1::WaitSandboxResponse>, Status> {
-        Err(Status::unimplemented("soon"))
-    }
-    async fn update_sandbox(
-        &self,
-        _: Request<warren_proto::v1::UpdateSandboxRequest>,
-    ) -> Result<Response<Sandbox>, Status> {
-        Err(Status::unimplemented("soon"))
-    }
 
     async fn create_sandbox(&self, request: Request<CreateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
+        let caller = caller::of(&request);
+        let created = self.creates.one(caller, request.into_inner()).await?;
+        Ok(self.shown(&created))
+    }
+
+    async fn batch_create_sandboxes(
+        &self,
+        request: Request<BatchCreateSandboxesRequest>,
+    ) -> Result<Response<BatchCreateSandboxesResponse>, Status> {
+        let caller = caller::of(&request);
+        self.creates.batch(caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<Sandbox>, Status> {
+        let name = own_name(&caller::of(&request), &request.get_ref().name)?;
+        let state = read::state(&self.controller, &request).await?;
+        let sandbox = state.sandboxes.get(&name).ok_or_else(|| status::sandbox_not_found(&name))?;
+        Ok(Response::new(convert::sandbox(&state, sandbox)))
+    }
+
+    async fn wait_sandbox(
+        &self,
+        request: Request<WaitSandboxRequest>,
+    ) -> Result<Response<WaitSandboxResponse>, Status> {
+        let name = own_name(&caller::of(&request), &request.get_ref().name)?;
+        let wanted = wait::Wanted::parse(name, request.get_ref())?;
+        let state = read::state(&self.controller, &request).await?;
+        wanted.wait(&self.controller, state).await.map(Response::new)
+    }
+
+    async fn update_sandbox(&self, request: Request<UpdateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
         let caller = caller::of(&request);
         let mut request = request.into_inner();
         let request_id = std::mem::take(&mut request.request_id);
         let key = validate::request_key(&request_id, &request)?;
-        let tenant = validate::one_tenant(&request.parent)?;
-        caller::check_tenant(&caller, &tenant)?;
-        let wanted = request.sandbox.ok_or_else(|| status::invalid_field("sandbox", "must be set"))?;
-        let spec = validate::sandbox_spec(&wanted)?;
-        let name = SandboxName { tenant, id: validate::sandbox_id(&request.sandbox_id)? };
-        let sandbox = self.controller.create_sandbox(caller, name, spec, key).await.map_err(status::control)?;
-        Ok(Response::new(convert::sandbox(&self.controller.replica().state(), &sandbox)))
-    }
-
-    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<Sandbox>, Status> {
-        let caller = caller::of(&request);
-        let name = validate::sandbox_name(&request.into_inner().name)?;
+        let wanted = request.sandbox.unwrap_or_default();
+        let name = SandboxName::parse(&wanted.name).map_err(validate::id_error("sandbox.name"))?;
         caller::check_tenant(&caller, &name.tenant)?;
-        let state = self.read().await?;
-        let sandbox = state.sandboxes.get(&name).ok_or_else(|| status::sandbox_not_found(&name))?;
-        Ok(Response::new(convert::sandbox(&state, sandbox)))
+        let change = validate::change(&wanted, request.update_mask)?;
+        let if_revision = validate::etag(&wanted.etag)?;
+        let updated = self.controller.update_sandbox(caller, name, change, if_revision, key).await;
+        let updated = updated.map_err(status::control)?;
+        Ok(self.shown(&updated))
     }
 
     async fn list_sandboxes(
@@ -96,27 +107,22 @@ impl SandboxService for SandboxesApi {
         request: Request<ListSandboxesRequest>,
     ) -> Result<Response<ListSandboxesResponse>, Status> {
         let caller = caller::of(&request);
-        let request = request.into_inner();
-        let tenant = validate::parent(&request.parent)?;
-        if let Some(tenant) = &tenant {
-            caller::check_tenant(&caller, tenant)?;
-        }
-        let list = format!("sandboxes of {}", request.parent);
-        let page = Page::parse(&list, request.page_size, &request.page_token)?;
-        let state = self.read().await?;
-        Ok(Response::new(list_page(&state, tenant.as_ref(), &page)?))
+        let wanted = request.get_ref();
+        let filter = Filter::parse(&wanted.parent, &wanted.states, wanted.labels.clone(), &wanted.node)?;
+        check_filter(&caller, filter.tenant())?;
+        let page = Page::parse(&filter.describe(), wanted.page_size, &wanted.page_token)?;
+        let state = read::state(&self.controller, &request).await?;
+        Ok(Response::new(list_page(&state, &filter, &page)?))
     }
 
     async fn watch_sandboxes(&self, request: Request<WatchSandboxesRequest>) -> Result<Response<WatchStream>, Status> {
         let caller = caller::of(&request);
-        let request = request.into_inner();
-        let tenant = validate::parent(&request.parent)?;
-        if let Some(tenant) = &tenant {
-            caller::check_tenant(&caller, tenant)?;
-        }
-        let state = self.read().await?;
-        let stream = self.watchers.start(&self.controller, &state, tenant, &request.watch_token)?;
-        Ok(Response::new(stream))
+        let wanted = request.get_ref();
+        let filter = Filter::parse(&wanted.parent, &wanted.states, wanted.labels.clone(), "")?;
+        check_filter(&caller, filter.tenant())?;
+        let state = read::state(&self.controller, &request).await?;
+        let token = request.into_inner().watch_token;
+        Ok(Response::new(self.watchers.start(&self.controller, &state, filter, &token)?))
     }
 
     async fn delete_sandbox(&self, request: Request<DeleteSandboxRequest>) -> Result<Response<Sandbox>, Status> {
@@ -124,10 +130,9 @@ impl SandboxService for SandboxesApi {
         let mut request = request.into_inner();
         let request_id = std::mem::take(&mut request.request_id);
         let key = validate::request_key(&request_id, &request)?;
-        let name = validate::sandbox_name(&request.name)?;
-        caller::check_tenant(&caller, &name.tenant)?;
+        let name = own_name(&caller, &request.name)?;
         match self.controller.delete_sandbox(caller, name, key).await {
-            Ok(sandbox) => Ok(Response::new(convert::sandbox(&self.controller.replica().state(), &sandbox))),
+            Ok(sandbox) => Ok(self.shown(&sandbox)),
             Err(ControlError::Rejected(Rejected::SandboxNotFound(_))) if request.allow_missing => {
                 Ok(Response::new(Sandbox::default()))
             }
@@ -139,14 +144,25 @@ impl SandboxService for SandboxesApi {
         &self,
         request: Request<ConnectSandboxRequest>,
     ) -> Result<Response<ConnectSandboxResponse>, Status> {
-        let caller = caller::of(&request);
-        let request = request.into_inner();
-        let name = validate::sandbox_name(&request.name)?;
-        caller::check_tenant(&caller, &name.tenant)?;
-        let ttl = token_ttl(request.token_ttl)?;
-        let state = self.read().await?;
+        let name = own_name(&caller::of(&request), &request.get_ref().name)?;
+        let ttl = token_ttl(request.get_ref().token_ttl)?;
+        let state = read::state(&self.controller, &request).await?;
         let sandbox = state.sandboxes.get(&name).ok_or_else(|| status::sandbox_not_found(&name))?;
         Ok(Response::new(self.connect(&state, sandbox, ttl)?))
+    }
+}
+
+/// The sandbox's name, if the caller may act for its tenant.
+fn own_name(caller: &Caller, text: &str) -> Result<SandboxName, Status> {
+    let name = validate::sandbox_name(text)?;
+    caller::check_tenant(caller, &name.tenant)?;
+    Ok(name)
+}
+
+fn check_filter(caller: &Caller, tenant: Option<&TenantId>) -> Result<(), Status> {
+    match tenant {
+        Some(tenant) => caller::check_tenant(caller, tenant),
+        None => caller::check_operator(caller),
     }
 }
 
@@ -162,10 +178,10 @@ impl SandboxesApi {
             let soon = matches!(shown, SandboxState::Pending | SandboxState::Starting);
             return Err(status::sandbox_state(&sandbox.name, sandbox.life.kind(), soon));
         };
-        if shown == SandboxState::Unreachable {
+        let node = state.nodes.get(id).ok_or_else(|| status::node_not_found(id))?;
+        if !node.is_ready() {
             return Err(status::node_unreachable(&sandbox.name, id));
         }
-        let node = state.nodes.get(id).ok_or_else(|| status::node_not_found(id))?;
         let expires = clock::log_time().plus_ms(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         let token = self.controller.signer().sign(TokenClaims {
             scope: Scope::Sandbox.into(),
@@ -195,18 +211,11 @@ fn token_ttl(wire: Option<prost_types::Duration>) -> Result<Duration, Status> {
 }
 
 /// One page, ordered by name.
-fn list_page(state: &State, tenant: Option<&TenantId>, page: &Page) -> Result<ListSandboxesResponse, Status> {
-    let start = match &page.after {
-        Some(last) => Bound::Excluded(SandboxName::parse(last).map_err(|_| status::invalid_page_token())?),
-        None => match tenant {
-            Some(tenant) => Bound::Included(first_of(tenant)?),
-            None => Bound::Unbounded,
-        },
-    };
-    let of_tenant = |name: &SandboxName| tenant.is_none_or(|tenant| name.tenant == *tenant);
-    let mut found = state.sandboxes.range((start, Bound::Unbounded)).take_while(|(name, _)| of_tenant(name));
-    let sandboxes: Vec<Sandbox> =
-        found.by_ref().take(page.size).map(|(_, sandbox)| convert::sandbox(state, sandbox)).collect();
+fn list_page(state: &Arc<State>, filter: &Filter, page: &Page) -> Result<ListSandboxesResponse, Status> {
+    let after = page.after.as_deref().map(SandboxName::parse).transpose().map_err(|_| status::invalid_page_token())?;
+    let mut found = filter.walk(state, after.as_ref())?;
+    let sandboxes: Vec<v1::Sandbox> =
+        found.by_ref().take(page.size).map(|sandbox| convert::sandbox(state, sandbox)).collect();
     let next_page_token = match (found.next(), sandboxes.last()) {
         (Some(_), Some(last)) => page.next_token(&last.name),
         _ => String::new(),
@@ -217,10 +226,4 @@ fn list_page(state: &State, tenant: Option<&TenantId>, page: &Page) -> Result<Li
         revision: state.revision,
         watch_token: watch_token(state, Position::end_of(state.revision)),
     })
-}
-
-/// A name that no sandbox of the tenant comes before: ids begin with a digit or letter, and `0` is the least.
-fn first_of(tenant: &TenantId) -> Result<SandboxName, Status> {
-    let id = warren_proto::ids::SandboxId::parse("0").map_err(validate::id_error("parent"))?;
-    Ok(SandboxName { tenant: tenant.clone(), id })
 }

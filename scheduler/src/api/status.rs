@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use warren_proto::error::ErrorBuilder;
-use warren_proto::ids::{NodeId, SandboxName};
-use warren_proto::v1::ErrorReason;
+use warren_proto::ids::{NodeId, SandboxName, TenantId};
+use warren_proto::v1::{ErrorReason, ItemError};
 
 use crate::controller::ControlError;
-use crate::raft::{LeaderInfo, ProposeError};
+use crate::raft::{LeaderInfo, MembershipError, ProposeError};
 use crate::state::outcome::Rejected;
 
 /// When a retry is worth it after a failover: about an election.
@@ -17,6 +17,9 @@ pub const RETRY_AFTER_ELECTION: Duration = Duration::from_millis(250);
 
 /// When a retry is worth it after an overload or a conflict.
 const RETRY_SOON: Duration = Duration::from_millis(50);
+
+/// When a retry is worth it while an operator has paused something, or must act.
+const RETRY_AFTER_PAUSE: Duration = Duration::from_secs(5);
 
 fn error(code: Code, reason: ErrorReason, message: impl ToString) -> ErrorBuilder {
     ErrorBuilder::new(code, reason, message.to_string())
@@ -35,6 +38,13 @@ pub fn control(failure: ControlError) -> Status {
     match failure {
         ControlError::Rejected(rejection) => rejected(&rejection),
         ControlError::Propose(failure) => propose(&failure),
+        ControlError::GoingDown(node) => {
+            error(Code::Unavailable, ErrorReason::NodeState, format!("node {node} is being declared down; try again"))
+                .with("node", &node)
+                .with("state", "SUSPECT")
+                .retry_after(RETRY_SOON)
+                .build()
+        }
     }
 }
 
@@ -173,8 +183,119 @@ fn rejected(rejection: &Rejected) -> Status {
             because(FailedPrecondition, ErrorReason::SandboxState).with("sandbox", sandbox).with("state", state).build()
         }
         Rejected::StaleIncarnation(node) => because(Aborted, ErrorReason::SessionSuperseded).with("node", node).build(),
-        Rejected::StaleEpoch { .. } | Rejected::DoesNotFit { .. } | Rejected::LedgerOpen => {
-            because(Aborted, ErrorReason::Conflict).retry_after(RETRY_SOON).build()
+        other => rejected_by_rule(other),
+    }
+}
+
+/// Rejections that levels, quotas, pauses and conditions lead to.
+fn rejected_by_rule(rejection: &Rejected) -> Status {
+    use Code::{Aborted, FailedPrecondition, NotFound, ResourceExhausted, Unavailable};
+    let because = |code, reason| error(code, reason, rejection);
+    match rejection {
+        Rejected::QuotaExceeded { dimension, used, limit } => because(ResourceExhausted, ErrorReason::QuotaExceeded)
+            .with("dimension", dimension)
+            .with("used", used)
+            .with("limit", limit)
+            .build(),
+        Rejected::CreateRate { retry_after_ms, .. } => because(ResourceExhausted, ErrorReason::CreateRateExceeded)
+            .retry_after(Duration::from_millis(*retry_after_ms))
+            .build(),
+        Rejected::Paused(what) => {
+            because(Unavailable, ErrorReason::Paused).with("what", what).retry_after(RETRY_AFTER_PAUSE).build()
         }
+        Rejected::Changed { revision, .. } => {
+            because(Aborted, ErrorReason::EtagMismatch).with("etag", revision).build()
+        }
+        Rejected::Batch { item, reason } => {
+            let inner = rejected(reason);
+            let reason =
+                warren_proto::error::reason_of(&inner).map(warren_proto::error::reason_text).unwrap_or_default();
+            because(Aborted, ErrorReason::BatchRejected).with("item", item).with("item_reason", reason).build()
+        }
+        Rejected::NodeCondition { node, condition } => {
+            because(FailedPrecondition, ErrorReason::NodeState).with("node", node).with("state", condition).build()
+        }
+        Rejected::OrphanNotFound { node, .. } => {
+            because(NotFound, ErrorReason::OrphanNotFound).with("node", node).build()
+        }
+        Rejected::Braked { lapsed, believed } => because(Unavailable, ErrorReason::Braked)
+            .with("lapsed", lapsed)
+            .with("allowed", believed)
+            .retry_after(RETRY_AFTER_PAUSE)
+            .build(),
+        Rejected::LevelTooLow { level, needed } => {
+            because(FailedPrecondition, ErrorReason::LevelTooLow).with("level", level).with("needed", needed).build()
+        }
+        Rejected::LevelNotSupported { level, wanted, .. } => {
+            because(FailedPrecondition, ErrorReason::LevelTooLow).with("level", level).with("needed", wanted).build()
+        }
+        Rejected::TimeStep { .. } | Rejected::TooFewClocks { .. } | Rejected::Held { .. } => {
+            because(Unavailable, ErrorReason::ClockStep).retry_after(RETRY_AFTER_ELECTION).build()
+        }
+        Rejected::ReplicaDisk(id) => because(FailedPrecondition, ErrorReason::Membership).with("replica", id).build(),
+        _ => because(Aborted, ErrorReason::Conflict).retry_after(RETRY_SOON).build(),
+    }
+}
+
+/// Why a change of the group was not made.
+pub fn membership(failure: &MembershipError) -> Status {
+    match failure {
+        MembershipError::Propose(failure) => propose(failure),
+        MembershipError::NotMember(id) => {
+            error(Code::NotFound, ErrorReason::ReplicaNotFound, failure).with("replica", id).build()
+        }
+        MembershipError::NotTaken(_) | MembershipError::Refused(_) => {
+            error(Code::Unavailable, ErrorReason::Membership, failure).retry_after(RETRY_AFTER_ELECTION).build()
+        }
+        other => error(Code::FailedPrecondition, ErrorReason::Membership, other).build(),
+    }
+}
+
+pub fn tenant_not_found(id: &TenantId) -> Status {
+    let message = format!("there is no tenants/{id}: it has no sandbox and no quota");
+    error(Code::NotFound, ErrorReason::TenantNotFound, message).with("tenant", id).build()
+}
+
+/// This replica has not applied what the caller wants to read after.
+pub fn revision_not_reached(wanted: u64, applied: u64) -> Status {
+    let message = format!("this replica has applied up to revision {applied}, not {wanted} yet");
+    error(Code::Unavailable, ErrorReason::RevisionNotReached, message)
+        .with("revision", applied)
+        .retry_after(RETRY_SOON)
+        .build()
+}
+
+pub fn secrets_unavailable() -> Status {
+    let message = "secret_environment: the schedulers have no key to seal it with: start them with --secrets-key-file";
+    error(Code::FailedPrecondition, ErrorReason::SecretsUnavailable, message).build()
+}
+
+pub fn disk_full(used_percent: u64) -> Status {
+    let message = format!("the leader's disk is {used_percent} % full: creates are refused, deletes are accepted");
+    error(Code::ResourceExhausted, ErrorReason::DiskFull, message).retry_after(RETRY_AFTER_PAUSE).build()
+}
+
+/// Too much of one tenant is under way here.
+pub fn tenant_overloaded(tenant: &TenantId, limit: usize) -> Status {
+    let message = format!("{limit} creates of tenants/{tenant} are under way, as many as one tenant may have at once");
+    error(Code::ResourceExhausted, ErrorReason::Overloaded, message)
+        .with("tenant", tenant)
+        .retry_after(RETRY_SOON)
+        .build()
+}
+
+pub fn internal(message: impl ToString) -> Status {
+    error(Code::Internal, ErrorReason::Internal, message).build()
+}
+
+/// What the error of a single call would have said, for one item of a batch.
+pub fn item(status: &Status) -> ItemError {
+    let reason = warren_proto::error::reason_of(status).map(warren_proto::error::reason_text);
+    let delay = warren_proto::error::retry_after_of(status);
+    ItemError {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        reason: reason.unwrap_or_default().to_owned(),
+        retry_delay: delay.and_then(|delay| delay.try_into().ok()),
     }
 }

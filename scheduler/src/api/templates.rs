@@ -53,7 +53,7 @@ impl TemplatesApi {
 }
 
 fn reachable(state: &State) -> impl Iterator<Item = &Arc<Node>> {
-    state.nodes.values().filter(|node| node.reachable)
+    state.nodes.values().filter(|node| node.is_ready())
 }
 
 fn template_name(text: &str) -> Result<TemplateId, Status> {

@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,15 +14,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use warren_proto::ids::TenantId;
 use warren_proto::v1::WatchSandboxesResponse;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 
+use super::filter::{Filter, Seen};
 use super::{convert, status};
 use crate::controller::Controller;
 use crate::raft::Leadership;
 use crate::state::State;
-use crate::state::event::{EventKind, Position};
+use crate::state::event::Position;
 use crate::state::sandbox::Sandbox;
 
 /// Most watches of one replica: each costs a task and a few buffers.
@@ -32,6 +33,9 @@ const OUTBOUND: usize = 64;
 
 /// Events that are read from the ring at a time.
 const READ_AT_ONCE: usize = 256;
+
+/// How long a client may read nothing: by then a busy region's ring has passed it.
+const MAX_STALL: Duration = Duration::from_secs(60);
 
 pub type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> + Send>>;
 
@@ -74,7 +78,7 @@ impl Watchers {
         &self,
         controller: &Controller,
         state: &Arc<State>,
-        tenant: Option<TenantId>,
+        filter: Filter,
         token: &str,
     ) -> Result<WatchStream, Status> {
         let slot = self.slots.clone().try_acquire_owned().map_err(|_| status::too_many_watchers(MAX_WATCHERS))?;
@@ -88,9 +92,10 @@ impl Watchers {
         };
         let (out, responses) = mpsc::channel(OUTBOUND);
         let watch = Watch {
-            tenant,
+            filter,
             position: begin.unwrap_or(Position::end_of(state.revision)),
             states: controller.replica().watch_state(),
+            follows: !matches!(*controller.replica().leadership().borrow(), Leadership::Leader { .. }),
             leadership: controller.replica().leadership(),
             controller: controller.clone(),
             out,
@@ -103,7 +108,9 @@ impl Watchers {
 }
 
 struct Watch {
-    tenant: Option<TenantId>,
+    filter: Filter,
+    /// It began on a replica that does not lead, as its caller wanted, and goes on there.
+    follows: bool,
     /// Everything up to here has been sent.
     position: Position,
     states: watch::Receiver<Arc<State>>,
@@ -131,14 +138,12 @@ impl Watch {
             tokio::select! {
                 changed = self.states.changed() => if changed.is_err() { return },
                 _ = self.leadership.changed() => {
-                    if !matches!(*self.leadership.borrow(), Leadership::Leader { .. }) {
-                        let _gone = self.out.send(Err(status::no_leader())).await;
-                        return;
+                    if self.must_move() {
+                        return self.end(status::no_leader());
                     }
                 }
                 () = self.controller.stopping() => {
-                    let _gone = self.out.send(Err(status::no_leader())).await;
-                    return;
+                    return self.end(status::no_leader());
                 }
                 () = self.out.closed() => return,
             }
@@ -146,7 +151,8 @@ impl Watch {
     }
 
     async fn send_current(&self, state: &Arc<State>) -> Result<(), Gone> {
-        for sandbox in state.sandboxes.values().filter(|sandbox| self.wants(sandbox)) {
+        let Ok(current) = self.filter.walk(state, None) else { return Err(Gone) };
+        for sandbox in current {
             self.send(state, Kind::Current, Some(sandbox)).await?;
         }
         self.send(state, Kind::Synced, None).await
@@ -158,7 +164,7 @@ impl Watch {
             let events = match state.events.after(self.position, READ_AT_ONCE) {
                 Ok(events) => events,
                 Err(compacted) => {
-                    let _gone = self.out.send(Err(status::compacted(compacted))).await;
+                    self.end(status::compacted(compacted));
                     return Err(Gone);
                 }
             };
@@ -167,21 +173,25 @@ impl Watch {
             }
             for event in &events {
                 self.position = event.position;
-                if !self.wants(&event.sandbox) {
-                    continue;
-                }
-                let kind = match event.kind {
-                    EventKind::Created => Kind::Created,
-                    EventKind::Updated => Kind::Updated,
-                    EventKind::Deleted => Kind::Deleted,
+                let kind = match self.filter.see(state, event) {
+                    None => continue,
+                    Some(Seen::Appeared) => Kind::Created,
+                    Some(Seen::Changed) => Kind::Updated,
+                    Some(Seen::Disappeared) => Kind::Deleted,
                 };
                 self.send(state, kind, Some(&event.sandbox)).await?;
             }
         }
     }
 
-    fn wants(&self, sandbox: &Sandbox) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| sandbox.name.tenant == *tenant)
+    /// A watch that began on the leader ends with its leadership: it must see what is acknowledged elsewhere.
+    fn must_move(&self) -> bool {
+        !self.follows && !matches!(*self.leadership.borrow(), Leadership::Leader { .. })
+    }
+
+    /// Tells why, if the client still reads; it does not wait for one that does not.
+    fn end(&self, status: Status) {
+        let _not_read = self.out.try_send(Err(status));
     }
 
     async fn send(&self, state: &Arc<State>, kind: Kind, sandbox: Option<&Arc<Sandbox>>) -> Result<(), Gone> {
@@ -190,6 +200,11 @@ impl Watch {
             sandbox: sandbox.map(|sandbox| convert::sandbox(state, sandbox)),
             watch_token: watch_token(state, self.position),
         };
-        self.out.send(Ok(response)).await.map_err(|_closed| Gone)
+        // A client that reads nothing holds neither the replica's end up nor its slot for ever.
+        tokio::select! {
+            sent = self.out.send(Ok(response)) => sent.map_err(|_closed| Gone),
+            () = self.controller.stopping() => Err(Gone),
+            () = tokio::time::sleep(MAX_STALL) => Err(Gone),
+        }
     }
 }

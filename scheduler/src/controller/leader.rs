@@ -1,29 +1,39 @@
 //! Leads while this replica does: opens the term, then turns changes and lapsed leases into commands.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::log_clock::LogClock;
 use super::{ControlError, Controller, lock};
 use crate::clock;
 use crate::plan;
+use crate::plan::liveness::Verdict;
+use crate::plan::moves::Searched;
 use crate::raft::Leadership;
 use crate::state::State;
-use crate::state::command::{Body, Caller, LedgerId};
+use crate::state::command::{Body, Caller, LedgerId, LogTime};
+use crate::state::node::Condition;
 use crate::state::outcome::Rejected;
-use std::sync::Arc;
 
-/// How much longer than a lease a new leader waits before it judges: clocks run 1 % apart at most (section 6 of the
-/// design: lease × 1.01), and freezing takes a while.
+/// How long freezing may take on a host, beyond the end of its lease.
 const FREEZE_BUDGET: Duration = Duration::from_secs(1);
+
+/// Clocks run 1 % apart at most (section 6 of the design: lease × 1.01).
+const CLOCK_DRIFT: f64 = 1.01;
 
 /// How often the leader looks for what is due although nothing changed.
 const IDLE_PASS: Duration = Duration::from_secs(10);
 
 /// Shortest time between passes that a failed proposal waits before trying again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a verdict that the brake refused waits before it is tried again.
+const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs for as long as the replica does.
 pub(super) async fn run(controller: Controller) {
@@ -33,6 +43,8 @@ pub(super) async fn run(controller: Controller) {
         if leads {
             lead(&controller, &mut leadership).await;
             lock(&controller.0.view).drop_overlay();
+            lock(&controller.0.liveness).end_term();
+            *lock(&controller.0.log_clock) = None;
         } else if leadership.changed().await.is_err() {
             return;
         }
@@ -57,33 +69,29 @@ async fn lead(controller: &Controller, leadership: &mut watch::Receiver<Leadersh
 
 /// What must stand in the ledger before anything is planned. Every node is given a whole lease.
 async fn open_term(controller: &Controller) -> Result<(), ControlError> {
-    propose(controller, Body::AdvanceTime { samples: vec![clock::log_time()] }).await?;
-    let state = controller.replica().state();
-    if state.ledger_id.is_none() {
+    set_clock(controller).await?;
+    if controller.replica().state().ledger_id.is_none() {
         let ledger_id = LedgerId(rand::random());
         match propose(controller, Body::OpenLedger { ledger_id }).await {
             Ok(()) | Err(ControlError::Rejected(Rejected::LedgerOpen)) => {}
             Err(error) => return Err(error),
         }
     }
-    announce(controller, &state).await?;
-    let wait = controller.lease().mul_f64(1.01) + FREEZE_BUDGET;
-    let nodes =
-        controller.replica().state().nodes.values().filter(|n| n.reachable).map(|n| n.id.clone()).collect::<Vec<_>>();
-    lock(&controller.0.liveness).begin_term(nodes.into_iter(), clock::monotonic() + wait);
+    let state = controller.replica().state();
+    let until = clock::monotonic() + controller.lease().mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;
+    let grace = controller.lease().mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;
+    let nodes = state.nodes.values().map(|node| (node.id.clone(), node.condition));
+    lock(&controller.0.liveness).begin_term(nodes, until, grace);
     Ok(())
 }
 
-/// Puts this replica's address and token key into the ledger, where they differ from what stands there.
-async fn announce(controller: &Controller, state: &State) -> Result<(), ControlError> {
-    let replica = controller.replica().id();
-    let api_address = controller.0.config.api_advertise.clone();
-    let token_key = controller.signer().public_key();
-    let known = state.replicas.get(&replica);
-    if known.is_some_and(|known| known.api_address == api_address && known.token_key == token_key) {
-        return Ok(());
-    }
-    propose(controller, Body::PutReplica { replica, api_address, token_key }).await
+/// Sets log time to the median of a quorum's clocks; from then on it follows this machine's monotonic clock.
+async fn set_clock(controller: &Controller) -> Result<(), ControlError> {
+    let samples = controller.replica().read_clocks(clock::log_time()).await?;
+    propose(controller, Body::AdvanceTime { samples }).await?;
+    let at = controller.replica().state().log_time;
+    *lock(&controller.0.log_clock) = Some(LogClock::starting(at, clock::monotonic()));
+    Ok(())
 }
 
 async fn propose(controller: &Controller, body: Body) -> Result<(), ControlError> {
@@ -92,13 +100,14 @@ async fn propose(controller: &Controller, body: Body) -> Result<(), ControlError
 
 async fn plan_forever(controller: &Controller) {
     let mut states = controller.replica().watch_state();
+    let mut searched: Searched = BTreeMap::new();
     loop {
         let state = states.borrow_and_update().clone();
-        let all_well = pass(controller, &state).await;
+        let all_well = pass(controller, &state, &mut searched).await;
         if !all_well {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        let wake_at = next_wake(controller);
+        let wake_at = next_wake(controller, &state);
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(wake_at.into()) => {}
@@ -106,59 +115,68 @@ async fn plan_forever(controller: &Controller) {
     }
 }
 
-fn next_wake(controller: &Controller) -> Instant {
-    let idle = clock::monotonic() + IDLE_PASS;
-    lock(&controller.0.liveness).next_deadline().map_or(idle, |deadline| deadline.min(idle))
+fn next_wake(controller: &Controller, state: &State) -> Instant {
+    let now = clock::monotonic();
+    let log_now = controller.log_now(state);
+    let due = plan::due::next(state, log_now).map(|at| now + Duration::from_millis(at.0.saturating_sub(log_now.0)));
+    let judged = lock(&controller.0.liveness).next_deadline();
+    [due, judged].into_iter().flatten().fold(now + IDLE_PASS, Instant::min)
 }
 
 /// Plans once and proposes everything planned; whether all of it was committed (a rejection is an answer too).
-async fn pass(controller: &Controller, state: &Arc<State>) -> bool {
-    let now = clock::log_time();
-    let lapsed = lock(&controller.0.liveness).take_lapsed(clock::monotonic(), plan::MAX_COMMANDS);
-    let mut bodies: Vec<Body> = lapsed
-        .iter()
-        .filter_map(|id| state.nodes.get(id))
-        .filter(|node| node.reachable)
-        .map(|node| {
-            warn!(node = %node.id, "lease lapsed");
-            Body::SetNodeReachable { node: node.id.clone(), incarnation: node.report.incarnation, reachable: false }
-        })
-        .collect();
+async fn pass(controller: &Controller, state: &Arc<State>, searched: &mut Searched) -> bool {
+    let now = controller.log_now(state);
+    if plan::tick::needs_quorum(state, now)
+        && let Err(error) = set_clock(controller).await
+    {
+        warn!(%error, "set log time by a quorum's clocks");
+        return false;
+    }
+    let verdicts = lock(&controller.0.liveness).judge(clock::monotonic(), plan::MAX_COMMANDS);
+    let judged = judge(controller, state, &verdicts);
+    let rest = settle(controller, state, now, searched);
+    let (judged, rest) = tokio::join!(judged, rest);
+    judged && rest
+}
+
+/// Proposes what follows from verdicts, and tells liveness what came of them.
+async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> bool {
+    let proposals = verdicts.iter().map(|verdict| async move {
+        let planned = plan::liveness::plan(state, std::slice::from_ref(verdict));
+        let mut result = Ok(());
+        for body in planned {
+            warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
+            result = propose(controller, body).await;
+        }
+        let now = clock::monotonic();
+        let state = controller.replica().state();
+        let stands = state.nodes.get(&verdict.node).is_none_or(|node| match verdict.condition {
+            Condition::Down => node.condition == Condition::Down,
+            _ => node.condition != Condition::Ready,
+        });
+        let again = if result.is_err() { now + BRAKED_PAUSE } else { now };
+        lock(&controller.0.liveness).settled(verdict, stands, again);
+        !matches!(result, Err(ControlError::Propose(_)))
+    });
+    join_all(proposals).await.into_iter().all(|well| well)
+}
+
+/// Proposes everything that follows from state alone.
+async fn settle(controller: &Controller, state: &Arc<State>, now: LogTime, searched: &mut Searched) -> bool {
+    let mut bodies: Vec<Body> = plan::level::plan(state).into_iter().collect();
     bodies.extend(plan::ended::plan(state, now));
+    bodies.extend(plan::due::plan(state, now));
     bodies.extend(plan::tick::plan(state, now));
+    bodies.extend(plan::moves::plan(state, searched));
     let placements = {
         let mut view = lock(&controller.0.view);
-        view.sync(&state.nodes);
-        plan::pending::plan(state, &mut view)
+        view.sync(&controller.replica().state());
+        plan::pending::plan(state, &mut view, now)
     };
-    let reserved = reservations(state, &placements);
-    bodies.extend(placements);
+    bodies.extend(placements.commands);
     let results = join_all(bodies.into_iter().map(|body| propose(controller, body))).await;
-    release(controller, &reserved);
-    let all_well = results.iter().all(|result| !matches!(result, Err(ControlError::Propose(_))));
-    if !all_well {
-        let again = clock::monotonic();
-        let mut liveness = lock(&controller.0.liveness);
-        lapsed.iter().for_each(|node| liveness.renew(node, again));
-    }
-    all_well
-}
-
-type Reservation = (warren_proto::ids::NodeId, warren_proto::units::Resources);
-
-fn reservations(state: &State, placements: &[Body]) -> Vec<Reservation> {
-    let held = |body: &Body| match body {
-        Body::PlaceSandbox { sandbox, node, .. } => Some((node.clone(), state.sandboxes.get(sandbox)?.spec.resources)),
-        _ => None,
-    };
-    placements.iter().filter_map(held).collect()
-}
-
-fn release(controller: &Controller, reserved: &[Reservation]) {
-    let state = controller.replica().state();
     let mut view = lock(&controller.0.view);
-    view.sync(&state.nodes);
-    for (node, resources) in reserved {
-        view.release(node, *resources);
-    }
+    view.sync(&controller.replica().state());
+    placements.reserved.iter().for_each(|reservation| view.release(reservation));
+    results.iter().all(|result| !matches!(result, Err(ControlError::Propose(_))))
 }

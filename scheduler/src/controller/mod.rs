@@ -3,30 +3,39 @@
 //! The controller owns what only a leader's memory holds: the view's overlay of decisions in flight, and who renewed its
 //! lease when. All of it can be lost: a new leader starts from state and waits a lease before it judges anybody.
 
+mod group;
 mod leader;
 pub mod liveness;
+pub mod log_clock;
+mod parts;
 pub mod sessions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
-use warren_proto::ids::{NodeId, SandboxName, TemplateId};
-use warren_proto::units::Resources;
+use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
 
 use crate::clock;
-use crate::placement::view::View;
+use crate::disk::DiskUse;
+use crate::placement::view::{Reservation, View};
 use crate::placement::{Request, place};
 use crate::raft::{ProposeError, Replica};
+use crate::secrets::Sealer;
 use crate::signer::Signer;
 use crate::state::State;
-use crate::state::command::{Body, Caller, Command, Decision, Observation, Observed, Phase, RequestKey, TemplateSpec};
-use crate::state::node::NodeReport;
+use crate::state::command::{
+    BatchItem, Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase, RequestKey, TemplateSpec,
+};
+use crate::state::level::Level;
+use crate::state::node::{Condition, NodeReport};
 use crate::state::outcome::{Rejected, Reply};
-use crate::state::sandbox::{Life, Sandbox, SandboxSpec};
+use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox, SandboxSpec};
 use crate::state::template::Template;
 use liveness::Liveness;
+use log_clock::LogClock;
 use sessions::Sessions;
 
 /// Why a change was not made, or may not have been.
@@ -36,6 +45,37 @@ pub enum ControlError {
     Rejected(#[from] Rejected),
     #[error(transparent)]
     Propose(#[from] ProposeError),
+    /// Its lease is over for so long that it is being declared down; a moment later it may come back.
+    #[error("node {0} is being declared down")]
+    GoingDown(NodeId),
+}
+
+/// Configuration and metrics, without secrets.
+#[derive(Debug, Clone, Default)]
+pub struct DebugInfo {
+    pub config: BTreeMap<String, String>,
+    /// In Prometheus's text format.
+    pub metrics: String,
+}
+
+/// Reads [`DebugInfo`] when somebody asks.
+#[derive(Clone, Default)]
+pub struct DebugSource(Option<Arc<dyn Fn() -> DebugInfo + Send + Sync>>);
+
+impl DebugSource {
+    pub fn new(read: impl Fn() -> DebugInfo + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(read)))
+    }
+
+    fn read(&self) -> DebugInfo {
+        self.0.as_ref().map(|read| read()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for DebugSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DebugSource")
+    }
 }
 
 /// What the controller must be told.
@@ -45,6 +85,13 @@ pub struct ControllerConfig {
     pub lease: Duration,
     /// `host:port` at which this replica's API is reached.
     pub api_advertise: String,
+    /// How long a voter may be silent before a standby replaces it.
+    pub replica_grace: Duration,
+    /// Seals secrets; without it there are none.
+    pub sealer: Option<Sealer>,
+    pub disk: DiskUse,
+    /// What operators may see of this replica's configuration and metrics.
+    pub debug: DebugSource,
     /// Cancelled when this replica stops: streams that would last for ever end then.
     pub stop: CancellationToken,
 }
@@ -59,6 +106,8 @@ struct Inner {
     config: ControllerConfig,
     view: Mutex<View>,
     liveness: Mutex<Liveness>,
+    /// Set while this replica leads and its term is open.
+    log_clock: Mutex<Option<LogClock>>,
     sessions: Sessions,
 }
 
@@ -82,10 +131,13 @@ impl Controller {
             config,
             view: Mutex::new(View::default()),
             liveness: Mutex::new(Liveness::default()),
+            log_clock: Mutex::new(None),
             sessions: Sessions::default(),
         }));
         tokio::spawn(leader::run(controller.clone()));
         tokio::spawn(sessions::notify_changes(controller.clone()));
+        tokio::spawn(group::announce(controller.clone()));
+        tokio::spawn(group::tend(controller.clone()));
         controller
     }
 
@@ -95,6 +147,19 @@ impl Controller {
 
     pub fn signer(&self) -> &Signer {
         &self.0.signer
+    }
+
+    /// `None`: no secrets can be taken.
+    pub fn sealer(&self) -> Option<&Sealer> {
+        self.0.config.sealer.as_ref()
+    }
+
+    pub fn disk(&self) -> &DiskUse {
+        &self.0.config.disk
+    }
+
+    pub fn debug_info(&self) -> DebugInfo {
+        self.0.config.debug.read()
     }
 
     pub fn sessions(&self) -> &Sessions {
@@ -111,20 +176,79 @@ impl Controller {
     }
 
     /// Creates a sandbox: placed where there is room, queued with a reason otherwise. Goes on when the caller goes away.
-    pub async fn create_sandbox(
-        &self,
-        caller: Caller,
-        sandbox: SandboxName,
-        spec: SandboxSpec,
-        request: Option<RequestKey>,
-    ) -> Result<Arc<Sandbox>, ControlError> {
+    pub async fn create_sandbox(&self, caller: Caller, new: NewSandbox) -> Result<Arc<Sandbox>, ControlError> {
         let controller = self.clone();
         let creating = async move {
-            let (decision, _in_flight) = controller.decide(&spec);
+            let (decision, _in_flight) = controller.decide(&new.spec);
+            let NewSandbox { name: sandbox, spec, request } = new;
             let body = Body::CreateSandbox { sandbox, spec, decision, request };
             controller.propose(caller, body).await
         };
         sandbox_of(detached(creating).await?)
+    }
+
+    /// Creates each of these for itself; answers in their order. Goes on when the caller goes away.
+    pub async fn create_each(
+        &self,
+        caller: Caller,
+        items: Vec<NewSandbox>,
+    ) -> Result<Vec<Result<Arc<Sandbox>, ControlError>>, ControlError> {
+        let controller = self.clone();
+        let creating = async move {
+            let creates = items.into_iter().map(|item| {
+                let (decision, in_flight) = controller.decide(&item.spec);
+                let body = Body::CreateSandbox { sandbox: item.name, spec: item.spec, decision, request: item.request };
+                let proposed = controller.propose(caller.clone(), body);
+                async move {
+                    let created = proposed.await.and_then(sandbox_of);
+                    drop(in_flight);
+                    created
+                }
+            });
+            Ok(join_all(creates).await)
+        };
+        detached(creating).await
+    }
+
+    /// Creates all of these in one step, or none; answers their names.
+    pub async fn create_all(
+        &self,
+        caller: Caller,
+        items: Vec<NewSandbox>,
+        request: Option<RequestKey>,
+    ) -> Result<Vec<SandboxName>, ControlError> {
+        let controller = self.clone();
+        let creating = async move {
+            let mut in_flight = Vec::new();
+            let mut decided = Vec::new();
+            for item in items {
+                let (decision, held) = controller.decide(&item.spec);
+                in_flight.push(held);
+                decided.push(BatchItem { sandbox: item.name, spec: item.spec, decision });
+            }
+            controller.propose(caller, Body::CreateBatch { items: decided, request }).await
+        };
+        match detached(creating).await? {
+            Reply::Batch(names) => Ok(names),
+            other => Err(foreign(&other)),
+        }
+    }
+
+    /// Changes what may change of a sandbox; answers it as that left it.
+    pub async fn update_sandbox(
+        &self,
+        caller: Caller,
+        sandbox: SandboxName,
+        change: Change,
+        if_revision: Option<u64>,
+        request: Option<RequestKey>,
+    ) -> Result<Arc<Sandbox>, ControlError> {
+        sandbox_of(self.propose(caller, Body::UpdateSandbox { sandbox, change, if_revision, request }).await?)
+    }
+
+    /// Commits what an operator wants of nodes, tenants and the region.
+    pub async fn operate(&self, caller: Caller, body: Body) -> Result<(), ControlError> {
+        self.propose(caller, body).await.map(drop)
     }
 
     /// Begins to delete a sandbox; answers it as that left it.
@@ -166,20 +290,22 @@ impl Controller {
         let missing = missing(&self.replica().state(), &node, &observation.sandboxes);
         observation.sandboxes.extend(missing);
         self.observe(node.clone(), incarnation, observation).await?;
-        lock(&self.0.liveness).renew(&node, clock::monotonic() + self.lease());
-        Ok(())
+        // A hello is a sign of life, not a lease: that comes with the first renewal.
+        if lock(&self.0.liveness).renew(&node, clock::monotonic() + self.lease()) {
+            Ok(())
+        } else {
+            Err(ControlError::GoingDown(node))
+        }
     }
 
     /// An agent saw something. What says nothing new is not proposed.
     pub async fn observe(&self, node: NodeId, incarnation: u128, observation: Observation) -> Result<(), ControlError> {
-        let Observation { mut sandboxes, templates } = observation;
+        let state = self.replica().state();
+        let known = state.nodes.get(&node).map(|record| &record.templates);
+        let templates = observation.templates.filter(|templates| known != Some(templates));
+        let mut sandboxes = observation.sandboxes;
         sandboxes.retain(|seen| seen.phase != Phase::Starting);
-        let known = self.replica().state().nodes.get(&node).is_some_and(|record| record.templates == templates);
-        if sandboxes.is_empty() && known {
-            return Ok(());
-        }
-        for part in in_parts(sandboxes) {
-            let observation = Observation { sandboxes: part, templates: templates.clone() };
+        for observation in parts::of(sandboxes, templates, known.cloned().unwrap_or_default(), state.level) {
             let body = Body::Observe { node: node.clone(), incarnation, observation };
             self.propose(node_caller(&node), body).await?;
         }
@@ -194,33 +320,45 @@ impl Controller {
         if record.report.incarnation != incarnation {
             return Err(Rejected::StaleIncarnation(node).into());
         }
-        lock(&self.0.liveness).renew(&node, received + self.lease());
-        if !record.reachable {
-            let body = Body::SetNodeReachable { node: node.clone(), incarnation, reachable: true };
+        if !lock(&self.0.liveness).renew(&node, received + self.lease()) {
+            return Err(ControlError::GoingDown(node));
+        }
+        if !record.is_ready() {
+            let body = match state.level {
+                Level::FIRST => Body::SetNodeReachable { node: node.clone(), incarnation, reachable: true },
+                _ => Body::SetNodeCondition { node: node.clone(), incarnation, to: Condition::Ready },
+            };
             self.propose(node_caller(&node), body).await?;
         }
         Ok(())
     }
 
+    /// Log time as this leader has it; what the ledger has where no term is open here.
+    pub fn log_now(&self, state: &State) -> LogTime {
+        let clock = *lock(&self.0.log_clock);
+        clock.map_or(state.log_time, |clock| clock.read(clock::monotonic()).max(state.log_time))
+    }
+
     async fn propose(&self, caller: Caller, body: Body) -> Result<Reply, ControlError> {
-        let command = Command { caller, time: clock::log_time(), body };
+        let time = self.log_now(&self.replica().state());
+        let command = Command { caller, time, body };
         Ok(self.replica().propose(command).await??)
     }
 
     /// Chooses a node and holds its room in the view until the guard is dropped.
     fn decide(&self, spec: &SandboxSpec) -> (Decision, Option<InFlight>) {
-        let state = self.replica().state();
-        let request = Request {
-            resources: spec.resources,
-            template: state.templates.get(&spec.template).map(|template| template.spec.digest),
-            avoid: None,
-        };
         let mut view = lock(&self.0.view);
-        view.sync(&state.nodes);
-        match place(&view, &request) {
+        // Taken under the lock, so that the view never goes back.
+        let state = self.replica().state();
+        view.sync(&state);
+        if state.region.pauses.placement {
+            let message = "placement is paused in this region".to_owned();
+            return (Decision::Queue(PendingReason { code: PendingCode::Paused, message }), None);
+        }
+        match place(&view, &Request::new(&state, spec)) {
             Ok(node) => {
-                view.reserve(&node, spec.resources);
-                let in_flight = InFlight { controller: self.clone(), node: node.clone(), resources: spec.resources };
+                let reservation = view.reserve(&node, spec.resources);
+                let in_flight = InFlight { controller: self.clone(), reservation };
                 (Decision::Place(node), Some(in_flight))
             }
             Err(unplaceable) => (Decision::Queue(unplaceable.reason()), None),
@@ -228,60 +366,41 @@ impl Controller {
     }
 }
 
+/// A sandbox to create.
+#[derive(Debug, Clone)]
+pub struct NewSandbox {
+    pub name: SandboxName,
+    pub spec: Arc<SandboxSpec>,
+    pub request: Option<RequestKey>,
+}
+
 /// Room that a decision under way holds in the view.
 struct InFlight {
     controller: Controller,
-    node: NodeId,
-    resources: Resources,
+    reservation: Reservation,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // What was applied must be in the view before the reservation goes, or the room would be free for a moment.
-        let state = self.controller.replica().state();
         let mut view = lock(&self.controller.0.view);
-        view.sync(&state.nodes);
-        view.release(&self.node, self.resources);
+        // What was applied must be in the view before the reservation goes, or the room would be free for a moment.
+        view.sync(&self.controller.replica().state());
+        view.release(&self.reservation);
     }
 }
 
 /// What the ledger says is on the node and the agent does not hold. What is only being started may not have reached it yet.
 fn missing(state: &State, node: &NodeId, held: &[Observed]) -> Vec<Observed> {
-    let held: BTreeSet<&SandboxName> = held.iter().map(|seen| &seen.sandbox).collect();
+    let held: BTreeSet<(&SandboxName, Epoch)> = held.iter().map(|seen| (&seen.sandbox, seen.epoch)).collect();
     let Some(record) = state.nodes.get(node) else { return Vec::new() };
-    let assigned = record.sandboxes.iter().filter(|name| !held.contains(name));
-    assigned
-        .filter_map(|name| state.sandboxes.get(name))
-        .filter(|sandbox| !matches!(sandbox.life, Life::Starting { .. }))
-        .map(|sandbox| Observed { sandbox: sandbox.name.clone(), epoch: sandbox.epoch, phase: Phase::Removed })
+    let lives = record.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
+    let lives = lives.filter(|sandbox| !matches!(sandbox.life, Life::Starting { .. })).map(|s| (&s.name, s.epoch));
+    let leftovers = record.leftovers.keys().map(|(name, epoch)| (name, *epoch));
+    lives
+        .chain(leftovers)
+        .filter(|instance| !held.contains(instance))
+        .map(|(name, epoch)| Observed { sandbox: name.clone(), epoch, phase: Phase::Removed })
         .collect()
-}
-
-/// Splits what was seen so that each part fits into a log entry; at least one part, for the templates.
-fn in_parts(sandboxes: Vec<Observed>) -> Vec<Vec<Observed>> {
-    /// Bytes of one part: half of what an entry holds, which leaves room for names and templates.
-    const MAX_BYTES: usize = 24 * 1024;
-    /// Names and numbers of one observation.
-    const FIXED_BYTES: usize = 200;
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for seen in sandboxes {
-        let size = FIXED_BYTES
-            + match &seen.phase {
-                Phase::Exited { output_tail, .. } => output_tail.len(),
-                Phase::Failed { code, message } => code.len() + message.len(),
-                _ => 0,
-            };
-        if bytes + size > MAX_BYTES && bytes > 0 {
-            parts.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(part) = parts.last_mut() {
-            part.push(seen);
-        }
-    }
-    parts
 }
 
 fn node_caller(node: &NodeId) -> Caller {

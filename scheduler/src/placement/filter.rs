@@ -11,22 +11,30 @@ use crate::state::sandbox::PendingCode;
 pub enum Misfit {
     /// Its lease lapsed.
     Unreachable,
+    /// An operator wants nothing more on it.
+    Cordoned,
+    /// No fence lives there, and the sandbox freezes on isolation.
+    Unfenced,
+    /// An earlier instance of the sandbox is still there.
+    HoldsOld,
     /// Too small even when empty.
     TooSmall,
     ShortOfMemory,
     ShortOfCpu,
     ShortOfDisk,
+    ShortOfGpus,
 }
 
 impl Misfit {
     /// What a sandbox that waits for this reason shows.
     pub fn code(self) -> PendingCode {
         match self {
-            Self::Unreachable => PendingCode::NoNodes,
+            Self::Unreachable | Self::Cordoned | Self::Unfenced | Self::HoldsOld => PendingCode::NoNodes,
             Self::TooSmall => PendingCode::TooLarge,
             Self::ShortOfMemory => PendingCode::ShortOfMemory,
             Self::ShortOfCpu => PendingCode::ShortOfCpu,
             Self::ShortOfDisk => PendingCode::ShortOfDisk,
+            Self::ShortOfGpus => PendingCode::ShortOfGpus,
         }
     }
 }
@@ -35,10 +43,14 @@ impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unreachable => "unreachable",
+            Self::Cordoned => "cordoned",
+            Self::Unfenced => "without a fence",
+            Self::HoldsOld => "still holding an earlier instance of it",
             Self::TooSmall => "too small even when empty",
             Self::ShortOfMemory => "short of memory",
             Self::ShortOfCpu => "short of CPU",
             Self::ShortOfDisk => "short of disk",
+            Self::ShortOfGpus => "short of GPUs",
         })
     }
 }
@@ -46,8 +58,14 @@ impl fmt::Display for Misfit {
 /// `None` where the node can take the request.
 pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
     let (wanted, free) = (request.resources, row.free());
-    if !row.node.reachable {
+    if !row.node.is_ready() {
         Some(Misfit::Unreachable)
+    } else if row.node.cordoned {
+        Some(Misfit::Cordoned)
+    } else if request.needs_fence && !row.node.report.fence {
+        Some(Misfit::Unfenced)
+    } else if request.avoids_old.as_ref().is_some_and(|name| row.node.has_other_instance_of(name)) {
+        Some(Misfit::HoldsOld)
     } else if !wanted.fits_in(row.node.report.capacity) {
         Some(Misfit::TooSmall)
     } else if wanted.memory > free.memory {
@@ -56,6 +74,8 @@ pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
         Some(Misfit::ShortOfCpu)
     } else if wanted.disk > free.disk {
         Some(Misfit::ShortOfDisk)
+    } else if wanted.gpus > free.gpus {
+        Some(Misfit::ShortOfGpus)
     } else {
         None
     }

@@ -9,10 +9,12 @@ pub mod view;
 
 use std::collections::BTreeMap;
 
-use warren_proto::ids::{Digest, NodeId};
+use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName};
 use warren_proto::units::Resources;
 
-use crate::state::sandbox::{PendingCode, PendingReason};
+use crate::state::State;
+use crate::state::sandbox::{PendingCode, PendingReason, Sandbox, SandboxSpec};
+use crate::state::settings::Isolation;
 use filter::Misfit;
 use score::Score;
 use view::View;
@@ -25,6 +27,32 @@ pub struct Request {
     pub template: Option<Digest>,
     /// Where its last start failed.
     pub avoid: Option<NodeId>,
+    /// It freezes on isolation, so a fence must live on the node.
+    pub needs_fence: bool,
+    /// Its name, if it was placed before: a node that still holds an earlier instance cannot take it.
+    pub avoids_old: Option<SandboxName>,
+}
+
+impl Request {
+    /// What a new sandbox asks for.
+    pub fn new(state: &State, spec: &SandboxSpec) -> Self {
+        Self {
+            resources: spec.resources,
+            template: state.templates.get(&spec.template).map(|template| template.spec.digest),
+            avoid: None,
+            needs_fence: spec.isolation == Isolation::Freeze,
+            avoids_old: None,
+        }
+    }
+
+    /// What a sandbox that waits asks for.
+    pub fn of(state: &State, sandbox: &Sandbox) -> Self {
+        Self {
+            avoid: sandbox.avoid.clone(),
+            avoids_old: (sandbox.epoch > Epoch::default()).then(|| sandbox.name.clone()),
+            ..Self::new(state, &sandbox.spec)
+        }
+    }
 }
 
 /// Why nothing can take it: how many nodes failed for which reason.
@@ -54,7 +82,7 @@ pub fn place(view: &View, request: &Request) -> Result<NodeId, Unplaceable> {
 impl Unplaceable {
     /// The reason that a waiting sandbox shows: the shortage that most nodes have, and the whole tally in words.
     pub fn reason(&self) -> PendingReason {
-        let candidates = self.misfits.iter().filter(|(misfit, _)| **misfit != Misfit::Unreachable);
+        let candidates = self.misfits.iter().filter(|(misfit, _)| misfit.code() != PendingCode::NoNodes);
         let code = candidates
             .max_by_key(|(misfit, count)| (**count, std::cmp::Reverse(**misfit)))
             .map_or(PendingCode::NoNodes, |(misfit, _)| misfit.code());
@@ -89,14 +117,19 @@ mod tests {
     }
 
     fn request(cpu: u64, memory: u64) -> Request {
-        Request { resources: resources(cpu, memory), template: None, avoid: None }
+        let resources = resources(cpu, memory);
+        Request { resources, template: None, avoid: None, needs_fence: false, avoids_old: None }
     }
 
     fn view(nodes: &[(&str, Resources)]) -> View {
         let mut view = View::default();
-        view.sync(
-            &nodes.iter().map(|(id, capacity)| (NodeId::parse(id).unwrap(), Arc::new(node(id, *capacity)))).collect(),
-        );
+        view.sync(&State {
+            nodes: nodes
+                .iter()
+                .map(|(id, capacity)| (NodeId::parse(id).unwrap(), Arc::new(node(id, *capacity))))
+                .collect(),
+            ..State::default()
+        });
         view
     }
 
@@ -121,10 +154,10 @@ mod tests {
     fn what_is_in_flight_is_taken() {
         let mut view = view(&[("a", resources(1000, 1000))]);
         let a = NodeId::parse("a").unwrap();
-        view.reserve(&a, resources(600, 600));
+        let held = view.reserve(&a, resources(600, 600));
         let refused = place(&view, &request(500, 100)).unwrap_err();
         assert_eq!(refused.reason().code, PendingCode::ShortOfCpu);
-        view.release(&a, resources(600, 600));
+        view.release(&held);
         assert_eq!(place(&view, &request(500, 100)), Ok(a));
     }
 

@@ -12,7 +12,7 @@ use super::view::Row;
 pub struct Score {
     /// Not where its last start failed.
     pub untried: bool,
-    /// Best fit: what would be left free, in thousandths of the node's capacity, summed over CPU, memory and disk.
+    /// Best fit: what would be left free, in thousandths of the node's capacity, summed over CPU, memory, disk and GPUs.
     pub left_over: Reverse<u64>,
     /// Already holds the template.
     pub holds_template: bool,
@@ -36,4 +36,5 @@ fn left_over(left: Resources, capacity: Resources) -> u64 {
     part(left.cpu.0, capacity.cpu.0)
         .saturating_add(part(left.memory.0, capacity.memory.0))
         .saturating_add(part(left.disk.0, capacity.disk.0))
+        .saturating_add(part(left.gpus.0, capacity.gpus.0))
 }

@@ -8,6 +8,7 @@ use crate::state::sandbox::ENDED_RETENTION_MS;
 /// One command for the oldest that are due by log time; `now` is what log time will be when it is applied.
 pub fn plan(state: &State, now: LogTime) -> Option<Planned> {
     let sandboxes: Vec<_> = state
+        .indexes
         .ended
         .iter()
         .take(MAX_COMMANDS)

@@ -2,7 +2,11 @@
 //!
 //! Each pass is bounded and starts from committed state alone, so a new leader needs nothing of the old one's memory.
 
+pub mod due;
 pub mod ended;
+pub mod level;
+pub mod liveness;
+pub mod moves;
 pub mod pending;
 pub mod tick;
 

@@ -1,67 +1,102 @@
-//! Places waiting sandboxes, oldest first; says anew why, where the reason changed.
+//! Places waiting sandboxes; says anew why, where the reason changed.
 //!
-//! A sandbox that fits nowhere does not hold up younger ones.
+//! Tenants take turns: in each round every tenant's next sandbox is looked at, those of the round in the order of priority and
+//! age. A sandbox that fits nowhere does not hold up others.
 
 use std::collections::BTreeMap;
 
+use warren_proto::ids::SandboxName;
 use warren_proto::units::Resources;
 
 use super::{MAX_COMMANDS, Planned};
-use crate::placement::view::View;
+use crate::placement::view::{Reservation, View};
 use crate::placement::{Request, Unplaceable, place};
 use crate::state::State;
-use crate::state::command::Body;
-use crate::state::sandbox::{Life, PendingReason, Sandbox};
+use crate::state::command::{Body, LogTime};
+use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox};
 
 /// Most waiting sandboxes that one pass looks at. Those of a shape that fitted nowhere cost a map look-up.
 const MAX_LOOKED_AT: usize = 20_000;
 
-/// Plans placements and reserves them in `view`, so that one pass does not give the same room twice. The caller releases
-/// them when the commands have been applied or rejected.
-pub fn plan(state: &State, view: &mut View) -> Vec<Planned> {
-    let mut commands = Vec::new();
-    let mut hopeless: BTreeMap<(u64, u64, u64), Unplaceable> = BTreeMap::new();
-    for (_, name) in state.pending.iter().take(MAX_LOOKED_AT) {
-        if commands.len() >= MAX_COMMANDS {
+/// Shape of a request: what decides whether it fits, but for where it was before.
+type Shape = (u64, u64, u64, u64, bool);
+
+/// What a pass planned, and the room that it holds for that until the commands have been applied or rejected.
+#[derive(Debug, Default)]
+pub struct Placements {
+    pub commands: Vec<Planned>,
+    pub reserved: Vec<Reservation>,
+}
+
+/// Plans placements and reserves them in `view`, so that one pass does not give the same room twice.
+pub fn plan(state: &State, view: &mut View, now: LogTime) -> Placements {
+    let mut planned = Placements::default();
+    let mut hopeless: BTreeMap<Shape, Unplaceable> = BTreeMap::new();
+    for name in in_turns(state).take(MAX_LOOKED_AT) {
+        if planned.commands.len() >= MAX_COMMANDS {
             break;
         }
         let Some(sandbox) = state.sandboxes.get(name) else { continue };
-        let Life::Pending { reason, .. } = &sandbox.life else { continue };
-        let wanted = sandbox.spec.resources;
-        let decision = match hopeless.get(&shape(wanted)) {
-            Some(known) => Err(known.clone()),
-            None => place(view, &request(state, sandbox)),
+        let Life::Pending { reason, not_before, .. } = &sandbox.life else { continue };
+        if *not_before > now {
+            continue;
+        }
+        let decision = match () {
+            () if state.region.pauses.placement => Err(paused()),
+            () => decide(state, view, sandbox, &mut hopeless),
         };
         match decision {
             Ok(node) => {
-                view.reserve(&node, wanted);
-                commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
+                planned.reserved.push(view.reserve(&node, sandbox.spec.resources));
+                planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
             }
-            Err(unplaceable) => {
-                commands.extend(explain(sandbox, reason, &unplaceable));
-                hopeless.insert(shape(wanted), unplaceable);
-            }
+            Err(why) => planned.commands.extend(explain(sandbox, reason, why)),
         }
     }
-    commands
+    planned
 }
 
-fn shape(resources: Resources) -> (u64, u64, u64) {
-    (resources.cpu.0, resources.memory.0, resources.disk.0)
+/// Every waiting sandbox: the first of each tenant's queue, then the second of each, and so on.
+fn in_turns(state: &State) -> impl Iterator<Item = &SandboxName> {
+    let mut queues: Vec<_> = state.indexes.queues.values().map(|queue| queue.iter()).collect();
+    let mut round = Vec::new();
+    std::iter::from_fn(move || {
+        if round.is_empty() {
+            round = queues.iter_mut().filter_map(|queue| queue.next()).collect::<Vec<_>>();
+            round.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        round.pop().map(|(_, _, name)| name)
+    })
 }
 
-/// What a sandbox asks of placement.
-pub fn request(state: &State, sandbox: &Sandbox) -> Request {
-    Request {
-        resources: sandbox.spec.resources,
-        template: state.templates.get(&sandbox.spec.template).map(|template| template.spec.digest),
-        avoid: sandbox.avoid.clone(),
+fn decide(
+    state: &State,
+    view: &View,
+    sandbox: &Sandbox,
+    hopeless: &mut BTreeMap<Shape, Unplaceable>,
+) -> Result<warren_proto::ids::NodeId, PendingReason> {
+    let request = Request::of(state, sandbox);
+    let shape = shape(sandbox.spec.resources, request.needs_fence);
+    if let Some(known) = hopeless.get(&shape) {
+        return Err(known.reason());
     }
+    place(view, &request).map_err(|unplaceable| {
+        let reason = unplaceable.reason();
+        hopeless.insert(shape, unplaceable);
+        reason
+    })
+}
+
+fn paused() -> PendingReason {
+    PendingReason { code: PendingCode::Paused, message: "placement is paused in this region".to_owned() }
+}
+
+fn shape(resources: Resources, needs_fence: bool) -> Shape {
+    (resources.cpu.0, resources.memory.0, resources.disk.0, resources.gpus.0, needs_fence)
 }
 
 /// Only a change of code is worth a log entry: the figures in the text go out of date with every placement.
-fn explain(sandbox: &Sandbox, old: &PendingReason, unplaceable: &Unplaceable) -> Option<Planned> {
-    let reason = unplaceable.reason();
+fn explain(sandbox: &Sandbox, old: &PendingReason, reason: PendingReason) -> Option<Planned> {
     (reason.code != old.code).then(|| Body::ExplainPending {
         sandbox: sandbox.name.clone(),
         epoch: sandbox.epoch,
@@ -72,16 +107,15 @@ fn explain(sandbox: &Sandbox, old: &PendingReason, unplaceable: &Unplaceable) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::command::{Caller, Command, Decision, LogTime};
+    use crate::state::command::{Caller, Command, Decision};
     use crate::state::invariants;
-    use crate::state::sandbox::PendingCode;
     use crate::state::testing::{name, resources, spec, with_node_and_template};
 
     fn create(state: &mut State, id: &str, memory: u64) {
         let reason = PendingReason { code: PendingCode::Conflict, message: String::new() };
         let body = Body::CreateSandbox {
             sandbox: name(id),
-            spec: spec(100, memory),
+            spec: spec(100, memory).into(),
             decision: Decision::Queue(reason),
             request: None,
         };
@@ -97,8 +131,8 @@ mod tests {
 
     fn pass(state: &State) -> Vec<Planned> {
         let mut view = View::default();
-        view.sync(&state.nodes);
-        plan(state, &mut view)
+        view.sync(state);
+        plan(state, &mut view, state.log_time).commands
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod tests;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
 use warren_proto::v1 as pb;
@@ -17,15 +17,17 @@ use warren_proto::v1::stored_checkpoint_record::Record;
 
 use super::codec::entity::{answer_from, answer_to, replica_from, replica_to, tenant_from, tenant_to};
 use super::codec::log::{log_id_from, log_id_to, membership_from, membership_to};
+use super::codec::region::{event_from, event_to, region_from, region_to};
 use super::codec::{CodecError, VERSION};
 use super::log_store::make_directory;
-use super::types::CheckpointMeta;
+use super::types::{CheckpointMeta, StoredMembership, members};
 use crate::state::State;
 use crate::state::command::{LedgerId, LogTime};
-use crate::state::event::EventRing;
+use crate::state::event::{EventRing, Position};
 use crate::state::node::Node;
 use crate::state::sandbox::Sandbox;
 use crate::state::template::Template;
+use crate::state::tenant::Tenant;
 use warren_proto::ids::Epoch;
 
 /// Checkpoints that stay on disk: the newest, and the one before it should the newest turn out damaged.
@@ -33,6 +35,9 @@ const KEPT: usize = 2;
 
 /// Largest record that is believed: the largest node, with its sandboxes' names, is well below.
 const MAX_RECORD_BYTES: u32 = 64 << 20;
+
+/// Bytes of events in a checkpoint (rule 11 of the design).
+const MAX_EVENT_BYTES: usize = 64 << 20;
 
 const PREFIX: &str = "checkpoint-";
 const SUFFIX: &str = ".warren";
@@ -68,6 +73,14 @@ impl Drop for Temporary {
     }
 }
 
+/// A backup on disk; it is removed when it is dropped.
+#[derive(Debug)]
+pub struct Backup {
+    pub file: File,
+    pub size_bytes: u64,
+    _temporary: Temporary,
+}
+
 /// What a checkpoint holds.
 #[derive(Debug)]
 pub struct Loaded {
@@ -80,6 +93,8 @@ pub struct Loaded {
 #[derive(Debug, Clone)]
 pub struct CheckpointDirectory {
     path: PathBuf,
+    /// Held while files are put in place and old ones removed: one may be written while another is installed.
+    changing: Arc<Mutex<()>>,
 }
 
 impl CheckpointDirectory {
@@ -93,7 +108,7 @@ impl CheckpointDirectory {
                 fs::remove_file(&file).map_err(io)?;
             }
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), changing: Arc::default() })
     }
 
     /// The newest checkpoint that is whole; `None` where there is none at all. Each damaged one is reported through
@@ -115,12 +130,21 @@ impl CheckpointDirectory {
     /// Writes a checkpoint and makes it the newest.
     pub fn write(&self, state: &State, meta: &CheckpointMeta) -> Result<CheckpointFile, CheckpointError> {
         let temporary = self.temporary();
-        let io = |source| CheckpointError::Io { path: temporary.clone(), source };
-        let mut writer = RecordWriter { out: BufWriter::new(File::create(&temporary).map_err(io)?), records: 0 };
-        write_records(&mut writer, state, meta).map_err(io)?;
-        let file = writer.out.into_inner().map_err(|error| io(error.into_error()))?;
-        file.sync_all().map_err(io)?;
+        write_file(&temporary, state, meta)?;
         self.adopt(&temporary, meta)
+    }
+
+    /// Writes a checkpoint that is not one of this replica's own: a backup.
+    pub fn export(&self, state: &State, membership: StoredMembership) -> Result<Backup, CheckpointError> {
+        let temporary = Temporary { path: self.temporary() };
+        let meta = CheckpointMeta { last_log_id: None, last_membership: membership };
+        let file = write_file(&temporary.path, state, &meta)?;
+        let size_bytes = file.metadata().map(|data| data.len());
+        let size_bytes = size_bytes.map_err(|source| CheckpointError::Io { path: temporary.path.clone(), source })?;
+        // Read through another handle: this one was for writing.
+        let file = File::open(&temporary.path)
+            .map_err(|source| CheckpointError::Io { path: temporary.path.clone(), source })?;
+        Ok(Backup { file, size_bytes, _temporary: temporary })
     }
 
     /// A name for a file that is being received or written.
@@ -133,15 +157,17 @@ impl CheckpointDirectory {
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
         let path = self.path.join(format!("{PREFIX}{index:020}{SUFFIX}"));
         let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         fs::rename(temporary, &path).map_err(io)?;
         File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(io)?;
+        // Opened before old ones go: an older one than those on disk may be removed at once.
+        let opened = open_file(&path).map_err(io)?;
         let mut files = self.files()?;
-        let newest = files.split_off(files.len().saturating_sub(KEPT));
-        drop(newest);
+        files.truncate(files.len().saturating_sub(KEPT));
         for old in files {
             fs::remove_file(&old).map_err(|source| CheckpointError::Io { path: old.clone(), source })?;
         }
-        open_file(&path).map_err(io)
+        Ok(opened)
     }
 
     /// Whole checkpoints, oldest first.
@@ -167,6 +193,16 @@ fn open_file(path: &Path) -> io::Result<CheckpointFile> {
     Ok(CheckpointFile { file: Arc::new(file), path: path.to_owned(), size_bytes, received: None })
 }
 
+/// Writes and syncs a whole checkpoint.
+pub(super) fn write_file(path: &Path, state: &State, meta: &CheckpointMeta) -> Result<File, CheckpointError> {
+    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let mut writer = RecordWriter { out: BufWriter::new(File::create(path).map_err(io)?), records: 0 };
+    write_records(&mut writer, state, meta).map_err(io)?;
+    let file = writer.out.into_inner().map_err(|error| io(error.into_error()))?;
+    file.sync_all().map_err(io)?;
+    Ok(file)
+}
+
 struct RecordWriter {
     out: BufWriter<File>,
     records: u64,
@@ -186,6 +222,8 @@ impl RecordWriter {
 
 fn write_records(writer: &mut RecordWriter, state: &State, meta: &CheckpointMeta) -> io::Result<()> {
     writer.put(Record::Header(header(state, meta)))?;
+    let (floor, events) = tail(&state.events);
+    writer.put(Record::Region(region_to(state, floor)))?;
     for (id, replica) in &state.replicas {
         writer.put(Record::Replica(replica_to(*id, replica)))?;
     }
@@ -204,8 +242,29 @@ fn write_records(writer: &mut RecordWriter, state: &State, meta: &CheckpointMeta
     for (scope, id, answer) in state.requests.iter() {
         writer.put(Record::Answer(answer_to(scope, id, answer)))?;
     }
+    for event in events {
+        writer.put(Record::Event(event))?;
+    }
     let records = writer.records;
     writer.put(Record::End(pb::StoredCheckpointEnd { records }))
+}
+
+/// The newest events, as many as a checkpoint may carry, and the position after which they are whole.
+fn tail(ring: &EventRing) -> (Position, Vec<pb::StoredEvent>) {
+    let mut bytes = 0;
+    let mut floor = ring.floor();
+    let mut events = Vec::new();
+    for event in ring.iter().rev() {
+        let stored = event_to(event);
+        bytes += stored.encoded_len();
+        if bytes > MAX_EVENT_BYTES {
+            floor = event.position;
+            break;
+        }
+        events.push(stored);
+    }
+    events.reverse();
+    (floor, events)
 }
 
 fn header(state: &State, meta: &CheckpointMeta) -> pb::StoredCheckpointHeader {
@@ -262,6 +321,8 @@ fn next_record(reader: &mut impl Read) -> io::Result<Record> {
 struct Builder {
     state: State,
     meta: Option<CheckpointMeta>,
+    /// Where the events begin; a checkpoint of the first level has none.
+    events: Option<EventRing>,
     records: u64,
 }
 
@@ -277,22 +338,28 @@ impl Builder {
             }
             Record::Node(node) => {
                 let node = Node::try_from(node)?;
-                state.nodes.insert(node.id.clone(), Arc::new(node));
+                state.put_node(Arc::new(node));
             }
             Record::Template(template) => {
                 let template = Template::try_from(template)?;
                 state.templates.insert(template.id.clone(), Arc::new(template));
             }
             Record::Tenant(tenant) => {
-                let (id, tenant) = tenant_from(&tenant)?;
-                state.tenants.insert(id, tenant);
+                let (id, tenant) = tenant_from(tenant)?;
+                // Counted anew as the sandboxes come.
+                state.tenants.insert(id, Tenant { sandboxes: 0, ..tenant });
             }
-            Record::Sandbox(sandbox) => state.put_sandbox(Arc::new(Sandbox::try_from(sandbox)?)),
+            Record::Sandbox(sandbox) => drop(state.put_sandbox(Arc::new(Sandbox::try_from(sandbox)?))),
             Record::Answer(answer) => {
                 let (scope, id, answer) = answer_from(answer)?;
                 state.requests.insert(scope, id, answer);
             }
-            Record::End(_) | Record::Region(_) | Record::Event(_) => {}
+            Record::Region(region) => self.events = Some(EventRing::after_position(region_from(state, region)?)),
+            Record::Event(event) => {
+                let ring = self.events.as_mut().ok_or(CodecError::Missing { field: "checkpoint.region" })?;
+                ring.restore(event_from(event)?);
+            }
+            Record::End(_) => {}
         }
         Ok(())
     }
@@ -302,7 +369,10 @@ impl Builder {
         if records != self.records {
             return Err(CodecError::Malformed { field: "checkpoint.end" });
         }
-        self.state.events = EventRing::starting_after(self.state.revision);
+        let none = EventRing::starting_after(self.state.revision);
+        self.state.events = self.events.take().unwrap_or(none);
+        let (voters, learners) = members(&meta.last_membership);
+        self.state.set_members(voters, learners);
         Ok((self.state, meta))
     }
 }

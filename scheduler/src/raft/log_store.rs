@@ -123,6 +123,12 @@ impl LogStore {
         self.0.syncs.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing was ever promised on this disk: no vote, no entry.
+    pub(super) fn is_empty(&self) -> io::Result<bool> {
+        let voted = self.0.meta.get(VOTE).map_err(sled_error)?.is_some();
+        Ok(!voted && self.0.log.is_empty() && self.last_purged()?.is_none())
+    }
+
     /// Index up to which the log has been purged.
     pub(super) fn purged_index(&self) -> io::Result<Option<u64>> {
         Ok(self.last_purged()?.map(|log_id| log_id.index))
@@ -262,7 +268,13 @@ impl RaftLogReader<TypeConfig> for LogStore {
     /// At most what one message should carry; the rest comes with the next.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         const MAX_AT_ONCE: u64 = 64;
-        self.read_range(start..end.min(start.saturating_add(MAX_AT_ONCE)))
+        let entries = self.read_range(start..end.min(start.saturating_add(MAX_AT_ONCE)))?;
+        match entries.first() {
+            Some(first) if first.log_id.index != start => {
+                Err(io::Error::other(format!("the log has no entry {start}; the next is {}", first.log_id.index)))
+            }
+            _ => Ok(entries),
+        }
     }
 }
 

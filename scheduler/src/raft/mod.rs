@@ -6,14 +6,22 @@
 mod batcher;
 mod checkpoint;
 mod codec;
+mod hash;
+mod identity;
 mod log_store;
+mod members;
 mod network;
+mod proposer;
 mod replica;
 mod service;
 mod state_machine;
 mod types;
 
+pub use checkpoint::{Backup, CheckpointError};
+pub use hash::Hashes;
+pub use identity::{Identity, IdentityError};
 pub use log_store::{LogStore, OpenError};
+pub use members::MembershipError;
 pub use replica::{
     LeaderInfo, Leadership, MemberRole, MemberStatus, ProposeError, Replica, ReplicaConfig, ReplicaStatus, StartError,
 };

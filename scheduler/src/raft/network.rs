@@ -1,7 +1,8 @@
 //! openraft's calls to other replicas, over gRPC. Every call has a deadline.
 
 use std::future::Future;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
@@ -11,11 +12,13 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 use warren_proto::client::{self, ClientTls};
+use warren_proto::ids::ReplicaId;
 use warren_proto::v1 as pb;
 use warren_proto::v1::append_entries_response::Result as WireResult;
 use warren_proto::v1::install_checkpoint_request::Message as InstallMessage;
@@ -24,7 +27,9 @@ use warren_proto::v1::raft_service_client::RaftServiceClient;
 use super::checkpoint::CheckpointFile;
 use super::codec::CodecError;
 use super::codec::log::{entry_to, log_id_from, log_id_to, membership_to, vote_from, vote_to};
+use super::identity::Identity;
 use super::types::{CheckpointMeta, LogId, Member, TypeConfig, Vote};
+use crate::state::State;
 
 /// Largest message between replicas: 64 entries of 64 KiB, twice.
 pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -45,6 +50,9 @@ type TransferOutcome = openraft::raft::TransferLeaderResponse<TypeConfig>;
 #[derive(Debug, Clone)]
 pub(super) struct Network {
     pub tls: ClientTls,
+    pub identity: Identity,
+    /// What the ledger knows of the others' disks.
+    pub states: watch::Receiver<Arc<State>>,
 }
 
 /// A client for one replica.
@@ -52,19 +60,22 @@ pub(super) struct Network {
 pub(super) struct Peer {
     /// Why there can be none: the address is no address.
     client: Result<RaftServiceClient<Channel>, String>,
+    target: ReplicaId,
+    own: Identity,
+    states: watch::Receiver<Arc<State>>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
-    async fn new_client(&mut self, _target: u64, node: &Member) -> Peer {
+    async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
         let channel = client::channel(&node.peer_address, &self.tls).map_err(|error| error.to_string());
         let client = channel.map(|channel| {
             RaftServiceClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES)
         });
-        Peer { client }
+        Peer { client, target: ReplicaId(target), own: self.identity, states: self.states.clone() }
     }
 }
 
@@ -72,6 +83,50 @@ impl Peer {
     fn client(&self) -> Result<RaftServiceClient<Channel>, RPCError<TypeConfig>> {
         self.client.clone().map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
     }
+
+    /// A call with a deadline that says which disk it comes from.
+    fn call<T>(&self, message: T, limit: Duration) -> Request<T> {
+        let mut request = within(message, limit);
+        request.metadata_mut().insert(DISK, disk_header(&self.own));
+        request
+    }
+
+    /// What was answered, if it comes from the disk that the ledger knows: another has forgotten what the replica promised.
+    fn checked<T>(&self, response: Result<Response<T>, Status>) -> Result<T, RPCError<TypeConfig>> {
+        let response = response.map_err(|status| rpc_error(&status))?;
+        match check_disk(&self.states.borrow(), self.target, response.metadata()) {
+            Ok(()) => Ok(response.into_inner()),
+            Err(status) => Err(rpc_error(&status)),
+        }
+    }
+}
+
+/// Metadata of every call and answer between replicas: the disk that they come from.
+const DISK: &str = "warren-disk";
+
+pub(super) fn disk_header(own: &Identity) -> MetadataValue<Ascii> {
+    // Hexadecimal digits are always a legal value.
+    format!("{:032x}", own.disk).parse().unwrap_or_else(|_| MetadataValue::from_static(""))
+}
+
+/// Adds the header to an answer.
+pub(super) fn answer<T>(own: &Identity, message: T) -> Response<T> {
+    let mut response = Response::new(message);
+    response.metadata_mut().insert(DISK, disk_header(own));
+    response
+}
+
+/// Whether what comes from `replica` comes from the disk that the ledger knows.
+pub(super) fn check_disk(state: &State, replica: ReplicaId, metadata: &MetadataMap) -> Result<(), Status> {
+    let known = state.replicas.get(&replica).map_or(0, |record| record.disk);
+    let told = metadata.get(DISK).and_then(|value| value.to_str().ok());
+    let told = told.and_then(|text| u128::from_str_radix(text, 16).ok()).unwrap_or(0);
+    if known == 0 || told == 0 || known == told {
+        return Ok(());
+    }
+    Err(Status::unavailable(format!(
+        "replica {replica} comes with another disk than the ledger knows: it must join anew"
+    )))
 }
 
 /// A replica that cannot be connected to is left alone for a while; anything else is tried again at once.
@@ -134,8 +189,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             entries: rpc.entries.iter().map(entry_to).collect(),
             leader_commit: rpc.leader_commit.as_ref().map(log_id_to),
         };
-        let response = self.client()?.append_entries(within(request, option.soft_ttl())).await;
-        append_response(response.map_err(|status| rpc_error(&status))?.into_inner()).map_err(malformed)
+        let response = self.client()?.append_entries(self.call(request, option.soft_ttl())).await;
+        append_response(self.checked(response)?).map_err(malformed)
     }
 
     async fn vote(
@@ -143,8 +198,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let response = self.client()?.vote(within(vote_request_to(&rpc), option.soft_ttl())).await;
-        vote_response_from(&response.map_err(|status| rpc_error(&status))?.into_inner()).map_err(malformed)
+        let response = self.client()?.vote(self.call(vote_request_to(&rpc), option.soft_ttl())).await;
+        vote_response_from(&self.checked(response)?).map_err(malformed)
     }
 
     async fn pre_vote(
@@ -153,8 +208,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = pb::PreVoteRequest { vote: Some(vote_request_to(&rpc)) };
-        let response = self.client()?.pre_vote(within(request, option.soft_ttl())).await;
-        let vote = response.map_err(|status| rpc_error(&status))?.into_inner().vote;
+        let response = self.client()?.pre_vote(self.call(request, option.soft_ttl())).await;
+        let vote = self.checked(response)?.vote;
         vote_response_from(&vote.unwrap_or_default()).map_err(malformed)
     }
 
@@ -210,13 +265,14 @@ fn checkpoint_stream(
             return;
         }
         // A file that cannot be read ends early; the receiver sees that bytes are missing.
-        let Ok(mut source) = std::fs::File::open(&file.path).or_else(|_| file.file.try_clone()) else { return };
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-            match source.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
-                Ok(0) | Err(_) => return,
-                Ok(_) if sender.blocking_send(message(InstallMessage::Chunk(chunk))).is_err() => return,
-                Ok(_) => {}
+        let mut at = 0;
+        while at < file.size_bytes {
+            let left = usize::try_from(file.size_bytes - at).unwrap_or(CHUNK_BYTES);
+            let mut chunk = vec![0; CHUNK_BYTES.min(left)];
+            let Ok(()) = file.file.read_exact_at(&mut chunk, at) else { return };
+            at = at.saturating_add(chunk.len() as u64);
+            if sender.blocking_send(message(InstallMessage::Chunk(chunk))).is_err() {
+                return;
             }
         }
     });

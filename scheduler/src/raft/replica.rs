@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, ServerTlsConfig};
@@ -20,10 +21,14 @@ use warren_proto::client::ClientTls;
 use warren_proto::ids::ReplicaId;
 use warren_proto::v1::raft_service_server::RaftServiceServer;
 
-use super::batcher::{self, MAX_BATCH_BYTES, Proposal, encoded_bytes};
-use super::checkpoint::{CheckpointDirectory, CheckpointError};
+use super::batcher::{self, Proposal};
+use super::checkpoint::{Backup, CheckpointDirectory, CheckpointError};
+use super::hash::Hashes;
+use super::identity::{Identity, IdentityError};
 use super::log_store::{LogStore, OpenError};
+use super::members;
 use super::network::{MAX_MESSAGE_BYTES, Network};
+use super::proposer::Proposer;
 use super::service::RaftApi;
 use super::state_machine::StateMachine;
 use super::types::{Member, Outcome, Raft, TypeConfig};
@@ -61,6 +66,14 @@ pub struct ReplicaConfig {
 /// Why a replica does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(
+        "the data directory of replica {0} is new, but the group knows this replica with another one: its disk was lost or \
+         replaced. It must not vote again under this id. Take it out (`warrenctl server leave {0}`), and start it with a new \
+         replica_id and `--join`"
+    )]
+    DiskLost(ReplicaId),
     #[error(transparent)]
     Log(#[from] OpenError),
     #[error(transparent)]
@@ -121,6 +134,16 @@ pub enum Leadership {
     },
 }
 
+impl Leadership {
+    /// Who leads, where another does.
+    pub fn leader_id(&self) -> Option<ReplicaId> {
+        match self {
+            Self::Follower { leader: Some(leader) } => Some(leader.id),
+            Self::Follower { leader: None } | Self::Leader { .. } => None,
+        }
+    }
+}
+
 /// What a replica knows of itself. Indexes are 0 where there is nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaStatus {
@@ -142,6 +165,8 @@ pub enum MemberRole {
     Leader,
     Follower,
     Learner,
+    /// A learner that waits to replace a voter.
+    Standby,
 }
 
 /// A member, as this replica sees it. Only a leader knows what the others have.
@@ -162,6 +187,9 @@ pub struct Replica(Arc<Inner>);
 
 struct Inner {
     id: ReplicaId,
+    identity: Identity,
+    hashes: Hashes,
+    tls: ClientTls,
     raft: Raft,
     store: LogStore,
     checkpoints: CheckpointDirectory,
@@ -234,6 +262,7 @@ impl Replica {
     /// empty.
     pub async fn start(config: ReplicaConfig) -> Result<Self, StartError> {
         let raft_config = Arc::new(raft_config(&config)?);
+        let identity = Identity::load_or_create(&config.data_dir, config.id)?;
         let (threads, runtime) = Threads::start()?;
         let opening = config.clone();
         let opened = runtime.spawn_blocking(move || open(&opening)).await;
@@ -241,8 +270,9 @@ impl Replica {
             Ok(opened) => opened?,
             Err(error) => return Err(StartError::Raft(error.to_string())),
         };
-        let states = machine.subscribe();
-        let network = Network { tls: config.tls.clone() };
+        refuse_lost_disk(&config, &identity, &store).await?;
+        let (states, hashes) = (machine.subscribe(), machine.hashes());
+        let network = Network { tls: config.tls.clone(), identity, states: states.clone() };
         let (id, log) = (config.id.0, store.clone());
         let started = runtime.spawn(async move { Raft::new(id, raft_config, network, log, machine).await }).await;
         let raft =
@@ -255,6 +285,9 @@ impl Replica {
         runtime.spawn(batcher::run(raft.clone(), queue));
         Ok(Self(Arc::new(Inner {
             id: config.id,
+            identity,
+            hashes,
+            tls: config.tls.clone(),
             raft,
             store,
             checkpoints,
@@ -274,7 +307,13 @@ impl Replica {
         listener: TcpListener,
         tls: Option<ServerTlsConfig>,
     ) -> Result<(), tonic::transport::Error> {
-        let api = RaftApi { raft: self.0.raft.clone(), checkpoints: self.0.checkpoints.clone() };
+        let api = RaftApi {
+            raft: self.0.raft.clone(),
+            checkpoints: self.0.checkpoints.clone(),
+            identity: self.0.identity,
+            states: self.0.states.clone(),
+            proposer: self.proposer(),
+        };
         let service = RaftServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -297,22 +336,43 @@ impl Replica {
         self.0.id
     }
 
+    /// Whether this replica is in a group, as far as it knows.
+    pub fn is_member(&self) -> bool {
+        self.metrics().membership_config.membership().get_node(&self.0.id.0).is_some()
+    }
+
+    /// Writes a checkpoint of `state` that `restore` reads, beside this replica's own; the file goes when it is dropped.
+    pub async fn back_up(&self, state: &Arc<State>) -> Result<Backup, CheckpointError> {
+        let (checkpoints, state) = (self.0.checkpoints.clone(), state.clone());
+        let membership = self.metrics().membership_config.as_ref().clone();
+        let writing = tokio::task::spawn_blocking(move || checkpoints.export(&state, membership)).await;
+        writing.map_err(|error| CheckpointError::Damaged { path: PathBuf::new(), what: error.to_string() })?
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.0.identity
+    }
+
+    /// Hashes of the states that this replica has had, newest last.
+    pub fn hashes(&self) -> Vec<(u64, u128)> {
+        self.0.hashes.all()
+    }
+
+    pub(super) fn tls(&self) -> &ClientTls {
+        &self.0.tls
+    }
+
+    pub(super) fn raft(&self) -> &Raft {
+        &self.0.raft
+    }
+
+    fn proposer(&self) -> Proposer {
+        Proposer { leadership: self.0.leadership.clone(), proposals: self.0.proposals.clone() }
+    }
+
     /// Commits a command; the answer is what `apply` made of it. Goes on when the caller goes away.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
-        if let Leadership::Follower { leader } = &*self.0.leadership.borrow() {
-            return Err(ProposeError::NotLeader { leader: leader.clone() });
-        }
-        let bytes = encoded_bytes(&command);
-        if bytes > MAX_BATCH_BYTES {
-            return Err(ProposeError::TooLarge { bytes, limit: MAX_BATCH_BYTES });
-        }
-        let (answer, wait) = oneshot::channel();
-        let queued = self.0.proposals.try_send(Proposal { command, bytes, answer });
-        queued.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
-        })?;
-        wait.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        self.proposer().propose(command).await
     }
 
     /// The state as of the last applied entry here.
@@ -371,7 +431,7 @@ impl Replica {
         }
     }
 
-    fn metrics(&self) -> openraft::RaftMetrics<TypeConfig> {
+    pub(super) fn metrics(&self) -> openraft::RaftMetrics<TypeConfig> {
         self.0.raft.metrics().borrow_watched().clone()
     }
 
@@ -394,6 +454,7 @@ impl Replica {
                     role: match metrics.current_leader {
                         Some(leader) if leader == *id => MemberRole::Leader,
                         _ if voters.contains(id) => MemberRole::Follower,
+                        _ if member.standby => MemberRole::Standby,
                         _ => MemberRole::Learner,
                     },
                     matched_index: match matched {
@@ -427,6 +488,21 @@ fn open(config: &ReplicaConfig) -> Result<Opened, StartError> {
         Some(purged) if purged > applied => Err(StartError::Gap { purged, applied }),
         _ => Ok((store, machine, checkpoints)),
     }
+}
+
+/// Whether this replica's directory is new although the group knows it with another: its disk is gone, and with it what it had
+/// promised. The other members are asked; where none answers, the group is being formed, or all of it is down.
+async fn refuse_lost_disk(config: &ReplicaConfig, own: &Identity, store: &LogStore) -> Result<(), StartError> {
+    if !store.is_empty().map_err(StartError::Threads)? {
+        return Ok(());
+    }
+    let others = config.initial_members.iter().filter(|(id, _)| **id != config.id).map(|(_, member)| member);
+    for known in join_all(others.map(|member| members::identify(member, config.id, &config.tls))).await {
+        if known.is_some_and(|disk| disk != 0 && disk != own.disk) {
+            return Err(StartError::DiskLost(config.id));
+        }
+    }
+    Ok(())
 }
 
 async fn initialize(raft: &Raft, config: &ReplicaConfig) -> Result<(), StartError> {

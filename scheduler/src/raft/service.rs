@@ -6,21 +6,40 @@ use std::sync::Arc;
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
+use warren_proto::ids::ReplicaId;
 use warren_proto::v1 as pb;
 use warren_proto::v1::append_entries_response::Result as WireResult;
 use warren_proto::v1::install_checkpoint_request::Message as InstallMessage;
 use warren_proto::v1::raft_service_server::RaftService;
 
 use super::checkpoint::{self, CheckpointDirectory, CheckpointFile, Temporary};
+use super::codec::command::{disk_to, put_replica};
 use super::codec::log::{entry_from, log_id_to, membership_from, vote_to};
-use super::network::{log_id_of, vote_required};
+use super::identity::Identity;
+use super::network::{answer, check_disk, log_id_of, vote_required};
+use super::proposer::Proposer;
 use super::types::{CheckpointMeta, Raft, TypeConfig};
+use crate::clock;
+use crate::state::State;
+use crate::state::command::{Body, Caller, Command};
 
 /// Serves `RaftService` for one replica.
 pub(super) struct RaftApi {
     pub raft: Raft,
     pub checkpoints: CheckpointDirectory,
+    pub identity: Identity,
+    pub states: watch::Receiver<Arc<State>>,
+    pub proposer: Proposer,
+}
+
+impl RaftApi {
+    /// Refuses a candidate whose disk is not the one that the ledger knows.
+    fn check_candidate<T>(&self, request: &Request<T>, vote: Option<&pb::StoredVote>) -> Result<(), Status> {
+        let candidate = ReplicaId(vote.map_or(0, |vote| vote.voted_for));
+        check_disk(&self.states.borrow(), candidate, request.metadata())
+    }
 }
 
 /// A peer sent what cannot be read.
@@ -52,14 +71,36 @@ fn vote_response(from: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
 
 #[tonic::async_trait]
 impl RaftService for RaftApi {
-    async fn announce(&self, _: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {
-        Err(Status::unimplemented("soon"))
+    async fn announce(&self, request: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {
+        let replica = request.into_inner().replica.ok_or_else(|| malformed("`replica` is missing"))?;
+        let record = put_replica(&replica).map_err(malformed)?;
+        let (id, state) = (ReplicaId(replica.replica_id), self.states.borrow().clone());
+        if !state.voters.contains(&id) && !state.learners.contains(&id) {
+            return Err(Status::failed_precondition(format!("replica {id} is not in the group")));
+        }
+        let body = Body::PutReplica { replica: id, record };
+        let command = Command { caller: Caller::system(&format!("replica {id}")), time: state.log_time, body };
+        match self.proposer.propose(command).await {
+            Ok(Ok(_)) => Ok(Response::new(pb::AnnounceResponse {})),
+            Ok(Err(rejected)) => Err(Status::failed_precondition(rejected.to_string())),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
     }
-    async fn read_clock(&self, _: Request<pb::ReadClockRequest>) -> Result<Response<pb::ReadClockResponse>, Status> {
-        Err(Status::unimplemented("soon"))
+
+    async fn read_clock(
+        &self,
+        _request: Request<pb::ReadClockRequest>,
+    ) -> Result<Response<pb::ReadClockResponse>, Status> {
+        Ok(Response::new(pb::ReadClockResponse { time_ms: clock::log_time().0 }))
     }
-    async fn identify(&self, _: Request<pb::IdentifyRequest>) -> Result<Response<pb::IdentifyResponse>, Status> {
-        Err(Status::unimplemented("soon"))
+
+    async fn identify(&self, request: Request<pb::IdentifyRequest>) -> Result<Response<pb::IdentifyResponse>, Status> {
+        let state = self.states.borrow().clone();
+        let known = state.replicas.get(&ReplicaId(request.into_inner().replica_id));
+        Ok(Response::new(pb::IdentifyResponse {
+            ledger_id: state.ledger_id.map(|id| id.0.to_be_bytes().to_vec()).unwrap_or_default(),
+            disk_id: known.map(|record| disk_to(record.disk)).unwrap_or_default(),
+        }))
     }
 
     async fn append_entries(
@@ -82,18 +123,20 @@ impl RaftService for RaftApi {
             AppendEntriesResponse::Conflict => WireResult::Conflict(pb::StoredBlank {}),
             AppendEntriesResponse::HigherVote(vote) => WireResult::HigherVote(vote_to(&vote)),
         };
-        Ok(Response::new(pb::AppendEntriesResponse { result: Some(result) }))
+        Ok(answer(&self.identity, pb::AppendEntriesResponse { result: Some(result) }))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        self.check_candidate(&request, request.get_ref().vote.as_ref())?;
         let rpc = vote_request(Some(&request.into_inner()))?;
-        Ok(Response::new(vote_response(&self.raft.vote(rpc).await.map_err(failed)?)))
+        Ok(answer(&self.identity, vote_response(&self.raft.vote(rpc).await.map_err(failed)?)))
     }
 
     async fn pre_vote(&self, request: Request<pb::PreVoteRequest>) -> Result<Response<pb::PreVoteResponse>, Status> {
+        self.check_candidate(&request, request.get_ref().vote.as_ref().and_then(|vote| vote.vote.as_ref()))?;
         let rpc = vote_request(request.into_inner().vote.as_ref())?;
         let vote = vote_response(&self.raft.pre_vote(rpc).await.map_err(failed)?);
-        Ok(Response::new(pb::PreVoteResponse { vote: Some(vote) }))
+        Ok(answer(&self.identity, pb::PreVoteResponse { vote: Some(vote) }))
     }
 
     async fn install_checkpoint(

@@ -13,9 +13,12 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::checkpoint::{self, CheckpointDirectory, CheckpointError, CheckpointFile, Loaded};
-use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, TypeConfig};
+use super::hash::{self, Hasher, Hashes};
+use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, TypeConfig, members};
 use crate::state::State;
+use crate::state::command::{Body, Command};
 use crate::state::event::EventRing;
+use crate::state::level::Level;
 
 /// Entries that are applied between two publications: readers wait no longer for the first of them.
 const PUBLISHED_AT_ONCE: usize = 64;
@@ -32,6 +35,8 @@ pub struct StateMachine {
     published: watch::Sender<Arc<State>>,
     directory: CheckpointDirectory,
     current: Current,
+    hasher: Hasher,
+    hashes: Hashes,
 }
 
 impl From<CheckpointError> for io::Error {
@@ -51,6 +56,8 @@ impl StateMachine {
             published: watch::Sender::new(Arc::new(State::default())),
             directory,
             current: Current::default(),
+            hasher: Hasher::default(),
+            hashes: Hashes::default(),
         };
         if let Some(loaded) = loaded {
             machine.adopt(loaded);
@@ -63,6 +70,11 @@ impl StateMachine {
         self.published.subscribe()
     }
 
+    /// Hashes of the states that it has had.
+    pub fn hashes(&self) -> Hashes {
+        self.hashes.clone()
+    }
+
     /// Index of the last entry that the state holds.
     pub fn applied_index(&self) -> Option<u64> {
         self.last_applied.map(|log_id| log_id.index)
@@ -72,25 +84,42 @@ impl StateMachine {
         self.state = loaded.state;
         self.last_applied = loaded.meta.last_log_id;
         self.membership = loaded.meta.last_membership.clone();
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((loaded.meta, loaded.file));
+        replace_if_newer(&self.current, loaded.meta, loaded.file);
         self.publish();
     }
 
-    fn publish(&self) {
+    fn take_hash(&mut self) {
+        let hash = self.hasher.update(&self.state);
+        self.hashes.put(self.state.revision, hash);
+    }
+
+    fn publish(&mut self) {
+        self.take_hash();
         self.published.send_replace(Arc::new(self.state.clone()));
     }
 
-    fn apply_entry(&mut self, log_id: LogId, payload: &EntryPayload<Batch, u64, super::types::Member>) -> Vec<Outcome> {
+    /// A command or a level that this build does not know stops the replica: it must not guess what others apply.
+    fn apply_entry(
+        &mut self,
+        log_id: LogId,
+        payload: &EntryPayload<Batch, u64, super::types::Member>,
+    ) -> Result<Vec<Outcome>, io::Error> {
         self.last_applied = Some(log_id);
         self.state.revision = log_id.index;
         match payload {
-            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Blank => Ok(Vec::new()),
             EntryPayload::Normal(batch) => {
-                batch.commands.iter().map(|command| self.state.apply(log_id.index, command)).collect()
+                let known = |command: &&Command| needed_level(command) <= Level::MAX;
+                if let Some(command) = batch.commands.iter().find(|command| !known(command)) {
+                    return Err(unknown_level(log_id.index, needed_level(command)));
+                }
+                Ok(batch.commands.iter().map(|command| self.state.apply(log_id.index, command)).collect())
             }
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(log_id), membership.clone());
-                Vec::new()
+                let (voters, learners) = members(&self.membership);
+                self.state.set_members(voters, learners);
+                Ok(Vec::new())
             }
         }
     }
@@ -110,7 +139,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut waiting = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
-            let outcomes = self.apply_entry(entry.log_id(), &entry.payload);
+            let outcomes = self.apply_entry(entry.log_id(), &entry.payload)?;
+            if entry.log_id().index % hash::EVERY == 0 {
+                self.take_hash();
+            }
             waiting.push((responder, outcomes));
             if waiting.len() >= PUBLISHED_AT_ONCE {
                 self.publish();
@@ -144,6 +176,32 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<Checkpoint>, io::Error> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(current.map(|(meta, file)| Snapshot { meta, snapshot: file }))
+    }
+}
+
+/// The level that a build must know to apply this.
+fn needed_level(command: &Command) -> Level {
+    match &command.body {
+        Body::SetLevel { level } => *level,
+        body => body.level(),
+    }
+}
+
+fn unknown_level(index: u64, level: Level) -> io::Error {
+    let known = Level::MAX;
+    let what = format!(
+        "entry {index} needs level {level} of the ledger's rules, this build knows up to {known}: run a newer build of the \
+         scheduler on this replica"
+    );
+    error!("{what}");
+    io::Error::new(io::ErrorKind::Unsupported, what)
+}
+
+/// A checkpoint that was being written may be done after a newer one was installed.
+fn replace_if_newer(current: &Current, meta: CheckpointMeta, file: CheckpointFile) {
+    let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+    if current.as_ref().is_none_or(|(known, _)| known.last_log_id <= meta.last_log_id) {
+        *current = Some((meta, file));
     }
 }
 
@@ -190,7 +248,7 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
         let written = tokio::task::spawn_blocking(move || directory.write(&state, &meta)).await;
         let file = written.map_err(io::Error::other)??;
         let meta = self.meta.clone();
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), file.clone()));
+        replace_if_newer(&self.current, meta.clone(), file.clone());
         Ok(Snapshot { meta, snapshot: file })
     }
 }

@@ -1,9 +1,12 @@
 //! openraft's types, made concrete for Warren.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use openraft::impls::leader_id_std;
+
+use warren_proto::ids::ReplicaId;
 
 use crate::state::command::Command;
 use crate::state::outcome::{Rejected, Reply};
@@ -30,6 +33,8 @@ pub struct Member {
     pub peer_address: String,
     /// `host:port` of its API.
     pub api_address: String,
+    /// Stays a learner until a voter must be replaced.
+    pub standby: bool,
 }
 
 openraft::declare_raft_types!(
@@ -41,6 +46,14 @@ openraft::declare_raft_types!(
         Node = Member,
         LeaderId = leader_id_std::LeaderId<Self::Term, Self::NodeId>,
 );
+
+/// Voters and learners.
+pub fn members(membership: &StoredMembership) -> (BTreeSet<ReplicaId>, BTreeSet<ReplicaId>) {
+    let of = membership.membership();
+    let voters: BTreeSet<ReplicaId> = of.voter_ids().map(ReplicaId).collect();
+    let learners = of.nodes().map(|(id, _)| ReplicaId(*id)).filter(|id| !voters.contains(id)).collect();
+    (voters, learners)
+}
 
 pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;

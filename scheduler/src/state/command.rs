@@ -1,11 +1,15 @@
 //! What can be proposed to the ledger. A command carries its decision; `apply` verifies it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use warren_proto::ids::{Digest, Epoch, NodeId, ReplicaId, SandboxName, TemplateId, TenantId};
 
-use super::node::NodeReport;
+use super::level::Level;
+use super::node::{Condition, NodeReport};
 use super::sandbox::{Exit, PendingReason, SandboxSpec};
+use super::settings::{Expiry, Settings};
+use super::tenant::Quota;
 
 /// Milliseconds since the Unix epoch, as the ledger counts them: set by commands, never read from a machine in `apply`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -90,27 +94,53 @@ pub enum Body {
     OpenLedger {
         ledger_id: LedgerId,
     },
-    /// Moves log time to the median of these clocks, however far, if that is forward: it opens a term. Without clocks it
-    /// is a tick: log time follows the proposer's clock by the usual bounded step.
+    /// Moves log time to the median of these clocks of a quorum, however far, if that is forward: it opens a term. Without
+    /// clocks it is a tick: log time follows the proposer's clock by the usual bounded step.
     AdvanceTime {
         samples: Vec<LogTime>,
     },
-    /// Announces a replica's API address and the public half of its token key (Ed25519).
+    /// A replica announces itself.
     PutReplica {
         replica: ReplicaId,
-        api_address: String,
-        token_key: [u8; 32],
+        record: ReplicaRecord,
+    },
+    /// Raises the level of the rules by one, once every member supports it.
+    SetLevel {
+        level: Level,
     },
     /// An agent said hello.
     RegisterNode {
         node: NodeId,
         report: NodeReport,
     },
-    /// The node's lease lapsed (`false`) or was renewed after a lapse (`true`). Fenced by incarnation.
+    /// Level 1: the node's lease lapsed (`false`) or was renewed after a lapse (`true`). Fenced by incarnation.
     SetNodeReachable {
         node: NodeId,
         incarnation: u128,
         reachable: bool,
+    },
+    /// The node's lease lapsed, or has been over for so long that it is down, or it is heard of again. Fenced by incarnation.
+    SetNodeCondition {
+        node: NodeId,
+        incarnation: u128,
+        to: Condition,
+    },
+    /// What operators want of a node; what is not named stays.
+    SetNodePolicy {
+        node: NodeId,
+        cordoned: Option<bool>,
+        set_labels: BTreeMap<String, String>,
+        remove_labels: BTreeSet<String>,
+    },
+    /// Gives up a node that is not ready, and what it runs.
+    ForgetNode {
+        node: NodeId,
+    },
+    /// Has an orphan killed: nothing else does.
+    StopOrphan {
+        node: NodeId,
+        sandbox: SandboxName,
+        epoch: Epoch,
     },
     /// What an agent saw. Fenced by incarnation.
     Observe {
@@ -128,9 +158,26 @@ pub enum Body {
     },
     CreateSandbox {
         sandbox: SandboxName,
-        spec: SandboxSpec,
+        spec: Arc<SandboxSpec>,
         decision: Decision,
         request: Option<RequestKey>,
+    },
+    /// Creates all of these, or none.
+    CreateBatch {
+        items: Vec<BatchItem>,
+        request: Option<RequestKey>,
+    },
+    UpdateSandbox {
+        sandbox: SandboxName,
+        change: Change,
+        /// Only if it was last changed there.
+        if_revision: Option<u64>,
+        request: Option<RequestKey>,
+    },
+    /// Takes a sandbox that freezes on isolation off a node that is down; `epoch` is the one that it has now.
+    RequeueSandbox {
+        sandbox: SandboxName,
+        epoch: Epoch,
     },
     /// Places a pending sandbox; `epoch` is the one that it has now.
     PlaceSandbox {
@@ -152,6 +199,101 @@ pub enum Body {
     ForgetEnded {
         sandboxes: Vec<SandboxName>,
     },
+    /// Ends those whose deadline or whose time in the queue is over.
+    EndDue {
+        sandboxes: Vec<SandboxName>,
+    },
+    /// Sets the quota of a tenant, or the default of those without one. `None`: takes it back.
+    SetQuota {
+        tenant: Option<TenantId>,
+        quota: Option<Quota>,
+    },
+    /// What is `None` stays.
+    SetPause {
+        creates: Option<bool>,
+        placement: Option<bool>,
+        moves: Option<bool>,
+    },
+    /// The nodes that fell silent together are indeed down.
+    ReleaseBrake,
+}
+
+/// What every replica knows of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaRecord {
+    pub api_address: String,
+    /// Public half (Ed25519) of the key that it signs data plane tokens with.
+    pub token_key: [u8; 32],
+    /// Made with its data directory: another one means that the disk was lost. 0: not told.
+    pub disk: u128,
+    /// Highest level that its build supports.
+    pub max_level: Level,
+}
+
+/// One sandbox of a batch. Equal specs are shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchItem {
+    pub sandbox: SandboxName,
+    pub spec: Arc<SandboxSpec>,
+    pub decision: Decision,
+}
+
+/// What an update replaces; `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Change {
+    pub labels: Option<BTreeMap<String, String>>,
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// [`Expiry::After`] counts from the update.
+    pub expiry: Option<Expiry>,
+    pub egress: Option<super::settings::Egress>,
+    pub priority: Option<u8>,
+}
+
+impl Change {
+    /// Takes what is named out of `from`.
+    pub fn of(from: Settings, labels: bool, annotations: bool, expiry: bool, egress: bool, priority: bool) -> Self {
+        Self {
+            labels: labels.then_some(from.labels),
+            annotations: annotations.then_some(from.annotations),
+            expiry: expiry.then_some(from.expiry),
+            egress: egress.then_some(from.egress),
+            priority: priority.then_some(from.priority),
+        }
+    }
+}
+
+impl Body {
+    /// The first level at which this may be committed.
+    pub fn level(&self) -> Level {
+        match self {
+            Self::CreateSandbox { spec, .. } => spec.level(),
+            Self::Observe { observation, .. } if observation.templates.is_none() => Level::SECOND,
+            Self::SetLevel { .. }
+            | Self::OpenLedger { .. }
+            | Self::AdvanceTime { .. }
+            | Self::PutReplica { .. }
+            | Self::RegisterNode { .. }
+            | Self::SetNodeReachable { .. }
+            | Self::Observe { .. }
+            | Self::CreateTemplate { .. }
+            | Self::DeleteTemplate { .. }
+            | Self::PlaceSandbox { .. }
+            | Self::ExplainPending { .. }
+            | Self::DeleteSandbox { .. }
+            | Self::ForgetEnded { .. } => Level::FIRST,
+            Self::SetNodeCondition { .. }
+            | Self::SetNodePolicy { .. }
+            | Self::ForgetNode { .. }
+            | Self::StopOrphan { .. }
+            | Self::CreateBatch { .. }
+            | Self::UpdateSandbox { .. }
+            | Self::RequeueSandbox { .. }
+            | Self::EndDue { .. }
+            | Self::SetQuota { .. }
+            | Self::SetPause { .. }
+            | Self::ReleaseBrake => Level::SECOND,
+        }
+    }
 }
 
 /// What a template is, as its creator says.
@@ -168,8 +310,8 @@ pub struct TemplateSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observation {
     pub sandboxes: Vec<Observed>,
-    /// Every template that the node holds.
-    pub templates: BTreeSet<Digest>,
+    /// Every template that the node holds; `None`: as before.
+    pub templates: Option<BTreeSet<Digest>>,
 }
 
 /// One sandbox on a node.

@@ -40,6 +40,8 @@ pub struct Event {
     pub kind: EventKind,
     /// As the change left it; for `Deleted`, its last state.
     pub sandbox: Arc<Sandbox>,
+    /// As it was before; `None` for `Created`.
+    pub before: Option<Arc<Sandbox>>,
 }
 
 /// The events that a watcher's position has been overtaken by are gone: it must list again.
@@ -63,12 +65,32 @@ impl EventRing {
         Self { events: imbl::Vector::new(), floor: Position::end_of(index) }
     }
 
-    pub(super) fn push(&mut self, index: u64, kind: EventKind, sandbox: Arc<Sandbox>) {
+    /// Everything after `floor` is to follow.
+    pub fn after_position(floor: Position) -> Self {
+        Self { events: imbl::Vector::new(), floor }
+    }
+
+    /// Puts back an event, as a checkpoint holds it; they come in order.
+    pub fn restore(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    /// Position after which everything is here.
+    pub fn floor(&self) -> Position {
+        self.floor
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
+        self.events.iter()
+    }
+
+    pub(super) fn push(&mut self, index: u64, kind: EventKind, sandbox: Arc<Sandbox>, before: Option<Arc<Sandbox>>) {
         let ordinal = match self.events.back() {
             Some(last) if last.position.index == index => last.position.ordinal.saturating_add(1),
             _ => 1,
         };
-        self.events.push_back(Event { position: Position { index, ordinal }, kind, sandbox });
+        self.events.push_back(Event { position: Position { index, ordinal }, kind, sandbox, before });
         if self.events.len() > MAX_EVENTS
             && let Some(oldest) = self.events.pop_front()
         {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use imbl::OrdSet;
-use warren_proto::ids::NodeId;
+use warren_proto::ids::{Epoch, NodeId};
 use warren_proto::units::Resources;
 
-use super::State;
-use super::sandbox::Life;
+use super::index::Indexes;
+use super::node::Condition;
+use super::tenant::Tenant;
+use super::{State, tenant};
 
 /// Everything that is wrong, in words; empty when all is well.
 pub fn check(state: &State) -> Vec<String> {
@@ -18,56 +20,63 @@ pub fn check(state: &State) -> Vec<String> {
     wrong
 }
 
-/// Rule 1: no node is oversold, and what it is said to hold is what its sandboxes hold.
+/// Rule 1: no node is oversold, and what it is said to hold is what its sandboxes hold and what is left over. A host that came
+/// back smaller than what it holds is full: that is said of it, and is not a violation.
 fn check_nodes(state: &State, wrong: &mut Vec<String>) {
     let mut held: BTreeMap<&NodeId, (Resources, OrdSet<_>)> = BTreeMap::new();
     for sandbox in state.sandboxes.values() {
         let Some(id) = sandbox.life.node() else { continue };
         let (sum, names) = held.entry(id).or_default();
-        match sum.checked_add(sandbox.spec.resources) {
-            Some(more) => *sum = more,
-            None => wrong.push(format!("what node {id} holds overflows")),
-        }
+        *sum = sum.checked_add(sandbox.spec.resources).unwrap_or(*sum);
         names.insert(sandbox.name.clone());
     }
     for (id, node) in &state.nodes {
         let (sum, names) = held.remove(id).unwrap_or_default();
-        if node.assigned != sum || node.sandboxes != names {
+        let sum = node.leftovers.values().try_fold(sum, |sum, left| sum.checked_add(*left));
+        if Some(node.assigned) != sum || node.sandboxes != names {
             wrong.push(format!("node {id} is said to hold {:?}, its sandboxes hold {sum:?}", node.assigned));
         }
-        if !node.assigned.fits_in(node.report.capacity) {
+        if !node.shrunk && !node.assigned.fits_in(node.report.capacity) {
             wrong.push(format!("node {id} is oversold: {:?} of {:?}", node.assigned, node.report.capacity));
+        }
+        for (name, epoch) in node.leftovers.keys().chain(&node.orphans) {
+            let lives = state.sandboxes.get(name).is_some_and(|s| s.epoch == *epoch && s.life.node() == Some(id));
+            if lives {
+                wrong.push(format!("node {id} is to remove {name} at epoch {epoch}, which lives there"));
+            }
+        }
+        let (suspect, down) = (node.condition == Condition::Suspect, node.condition == Condition::Down);
+        if state.suspects.contains(id) != suspect || state.down.contains(id) != down {
+            wrong.push(format!("the index of silent nodes is wrong about {id}"));
         }
     }
     wrong.extend(held.keys().map(|id| format!("sandboxes hold node {id}, which is not registered")));
 }
 
-/// The indexes name exactly what they should.
+/// The indexes are what they would be if they were made anew.
 fn check_indexes(state: &State, wrong: &mut Vec<String>) {
-    let waits = |life: &Life| matches!(life, Life::Pending { .. });
-    let pending: OrdSet<_> =
-        state.sandboxes.values().filter(|s| waits(&s.life)).map(|s| (s.created, s.name.clone())).collect();
-    if pending != state.pending {
-        wrong.push("the index of pending sandboxes is wrong".to_owned());
-    }
-    let ended: OrdSet<_> =
-        state.sandboxes.values().filter_map(|s| s.life.ended().map(|at| (at, s.name.clone()))).collect();
-    if ended != state.ended {
-        wrong.push("the index of ended sandboxes is wrong".to_owned());
-    }
+    let mut anew = Indexes::default();
+    state.sandboxes.values().for_each(|sandbox| anew.insert(sandbox));
+    let parts = [
+        ("states", anew.kinds == state.indexes.kinds),
+        ("labels", anew.labels == state.indexes.labels),
+        ("queues", anew.queues == state.indexes.queues),
+        ("due times", anew.due == state.indexes.due),
+        ("ended sandboxes", anew.ended == state.indexes.ended),
+    ];
+    wrong.extend(parts.iter().filter(|(_, right)| !right).map(|(what, _)| format!("the index of {what} is wrong")));
 }
 
+/// Templates count their users; tenants count what they have and stay within what any tenant may have.
 fn check_counts(state: &State, wrong: &mut Vec<String>) {
-    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     let mut templates: BTreeMap<_, u64> = BTreeMap::new();
-    let mut tenants: BTreeMap<_, u64> = BTreeMap::new();
+    let mut anew = State::default();
     for sandbox in state.sandboxes.values() {
-        *kinds.entry(sandbox.life.kind()).or_default() += 1;
         *templates.entry(&sandbox.spec.template).or_default() += 1;
-        *tenants.entry(&sandbox.name.tenant).or_default() += 1;
-    }
-    if state.counts.iter().any(|(kind, count)| kinds.remove(kind).unwrap_or(0) != *count) || !kinds.is_empty() {
-        wrong.push("the counts of sandboxes by state are wrong".to_owned());
+        tenant::count(&mut anew, sandbox);
+        if sandbox.epoch > Epoch(u64::MAX / 2) {
+            wrong.push(format!("{} has the epoch {}", sandbox.name, sandbox.epoch));
+        }
     }
     for (id, template) in &state.templates {
         if templates.remove(id).unwrap_or(0) != template.users {
@@ -76,9 +85,11 @@ fn check_counts(state: &State, wrong: &mut Vec<String>) {
     }
     wrong.extend(templates.keys().map(|id| format!("sandboxes use template {id}, which does not exist")));
     for (id, tenant) in &state.tenants {
-        if tenants.remove(id).unwrap_or(0) != tenant.sandboxes {
-            wrong.push(format!("tenant {id} counts its sandboxes wrongly"));
+        let own = anew.tenants.remove(id).unwrap_or_default();
+        let counts = |t: &Tenant| (t.sandboxes, t.live, t.used, t.pending);
+        if counts(&own) != counts(tenant) {
+            wrong.push(format!("tenant {id} counts {:?}, its sandboxes are {:?}", counts(tenant), counts(&own)));
         }
     }
-    wrong.extend(tenants.keys().map(|id| format!("sandboxes belong to tenant {id}, which has no record")));
+    wrong.extend(anew.tenants.keys().map(|id| format!("sandboxes belong to tenant {id}, which has no record")));
 }

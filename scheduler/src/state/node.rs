@@ -1,4 +1,14 @@
 //! Hosts that run sandboxes: what they have, what they hold, and whether they are heard of.
+//!
+//! ```text
+//!            lapse             silent for longer
+//!   Ready ───────────▶ Suspect ─────────────────▶ Down ──forget──▶ gone
+//!     ▲                   │                         │
+//!     └────── heard of ───┴─────────────────────────┘
+//! ```
+//!
+//! A node's `assigned` is what the sandboxes whose lives hold it ask for, and what is left over of those that were moved away
+//! while it was down: that counts until the node says that it is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,13 +18,16 @@ use warren_proto::units::Resources;
 
 use super::command::{LogTime, Observation, Phase};
 use super::outcome::{Rejected, Reply};
-use super::{Context, State, sandbox};
+use super::{Context, State, region, sandbox};
 
 /// Most nodes of a region (section 2 of the design), with as many again to spare.
 pub const MAX_NODES: u64 = 20_000;
 
 /// Most orphans that are kept of a node: enough to see that something is wrong.
 pub const MAX_ORPHANS: usize = 1_000;
+
+/// Most labels that operators set on a node.
+pub const MAX_LABELS: usize = 64;
 
 /// What an agent says of its host when it registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +42,28 @@ pub struct NodeReport {
     pub labels: BTreeMap<String, String>,
     pub drivers: Vec<String>,
     pub agent_version: String,
+    /// A fence lives there: sandboxes freeze at the lapse of the lease, whatever becomes of the agent.
+    pub fence: bool,
+}
+
+/// Whether a node is heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Condition {
+    Ready,
+    /// Its lease lapsed: nothing is placed on it.
+    Suspect,
+    /// Silent for so long that what freezes on isolation is frozen, and may be placed elsewhere.
+    Down,
+}
+
+impl Condition {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "READY",
+            Self::Suspect => "SUSPECT",
+            Self::Down => "DOWN",
+        }
+    }
 }
 
 /// A node.
@@ -37,13 +72,25 @@ pub struct Node {
     pub id: NodeId,
     pub report: NodeReport,
     pub registered: LogTime,
-    /// Its lease has not lapsed.
-    pub reachable: bool,
-    /// Version of its assignment: the sandboxes whose lives hold it.
+    pub condition: Condition,
+    /// Since when it is in this condition.
+    pub since: LogTime,
+    /// When it last became suspect.
+    pub suspected: LogTime,
+    /// Nothing more is placed on it.
+    pub cordoned: bool,
+    /// Operators'; they win over those that the agent reports.
+    pub labels: BTreeMap<String, String>,
+    /// Version of its assignment: the sandboxes whose lives hold it, and what it is to remove.
     pub generation: Generation,
-    /// What those sandboxes hold.
+    /// What those hold.
     pub assigned: Resources,
+    /// It came back with less than it holds; it takes nothing until what it holds fits again.
+    pub shrunk: bool,
     pub sandboxes: imbl::OrdSet<SandboxName>,
+    /// Instances that it is to remove although no sandbox's life holds it: of sandboxes that were moved away, with what they
+    /// hold, and orphans that an operator wants gone.
+    pub leftovers: BTreeMap<(SandboxName, Epoch), Resources>,
     pub templates: BTreeSet<Digest>,
     /// What it runs that the ledger does not know.
     pub orphans: BTreeSet<(SandboxName, Epoch)>,
@@ -55,6 +102,29 @@ impl Node {
     pub fn free(&self) -> Resources {
         self.report.capacity.saturating_sub(self.assigned)
     }
+
+    /// Its lease has not lapsed.
+    pub fn is_ready(&self) -> bool {
+        self.condition == Condition::Ready
+    }
+
+    /// Its labels: what the agent reports, with the operators' over it.
+    pub fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut all = self.report.labels.clone();
+        all.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+        all
+    }
+
+    /// Whether it still holds an instance of this sandbox that the ledger does not count as the sandbox.
+    pub fn has_other_instance_of(&self, name: &SandboxName) -> bool {
+        self.leftovers.keys().any(|(leftover, _)| leftover == name)
+            || self.orphans.iter().any(|(orphan, _)| orphan == name)
+    }
+
+    fn changed(&mut self, context: &Context) {
+        self.generation = self.generation.next();
+        self.revision = context.index;
+    }
 }
 
 pub(super) fn register(
@@ -63,57 +133,100 @@ pub(super) fn register(
     id: &NodeId,
     report: &NodeReport,
 ) -> Result<Reply, Rejected> {
-    match state.nodes.get_mut(id) {
-        Some(node) => {
-            let node = Arc::make_mut(node);
-            if report.incarnation < node.report.incarnation {
-                return Err(Rejected::StaleIncarnation(id.clone()));
-            }
-            node.report = report.clone();
-            // A host that came back smaller than what it holds is full, not oversold.
-            node.report.capacity = node.report.capacity.max(node.assigned);
-            let was_reachable = std::mem::replace(&mut node.reachable, true);
-            // A hello is followed by all that the agent holds, orphans included.
-            node.orphans.clear();
-            node.registered = state.log_time;
-            node.revision = context.index;
-            // Only a return changes what watchers see; a mere new session must not flood them.
-            let returned = if was_reachable { imbl::OrdSet::new() } else { node.sandboxes.clone() };
-            for name in &returned {
-                sandbox::touch(state, context, name);
-            }
-        }
-        None => {
-            if state.nodes.len() as u64 >= MAX_NODES {
-                return Err(Rejected::LimitReached { what: "the table of nodes", limit: MAX_NODES });
-            }
-            let node = Node {
-                id: id.clone(),
-                report: report.clone(),
-                registered: state.log_time,
-                reachable: true,
-                generation: Generation(1),
-                assigned: Resources::default(),
-                sandboxes: imbl::OrdSet::new(),
-                templates: BTreeSet::new(),
-                orphans: BTreeSet::new(),
-                revision: context.index,
-            };
-            state.nodes.insert(id.clone(), Arc::new(node));
-        }
+    let now = state.log_time;
+    let Some(node) = state.nodes.get_mut(id) else {
+        return add(state, context, id, report);
+    };
+    let node = Arc::make_mut(node);
+    if report.incarnation < node.report.incarnation {
+        return Err(Rejected::StaleIncarnation(id.clone()));
     }
+    node.report = report.clone();
+    node.shrunk = !node.assigned.fits_in(report.capacity);
+    // A hello is followed by all that the agent holds, orphans included.
+    node.orphans.clear();
+    node.registered = now;
+    node.revision = context.index;
+    turn(state, context, id, Condition::Ready);
+    Ok(Reply::Done)
+}
+
+fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -> Result<Reply, Rejected> {
+    if state.nodes.len() as u64 >= MAX_NODES {
+        return Err(Rejected::LimitReached { what: "the table of nodes", limit: MAX_NODES });
+    }
+    let node = Node {
+        id: id.clone(),
+        report: report.clone(),
+        registered: state.log_time,
+        condition: Condition::Ready,
+        since: state.log_time,
+        suspected: LogTime::default(),
+        cordoned: false,
+        labels: BTreeMap::new(),
+        generation: Generation(1),
+        assigned: Resources::default(),
+        shrunk: false,
+        sandboxes: imbl::OrdSet::new(),
+        leftovers: BTreeMap::new(),
+        templates: BTreeSet::new(),
+        orphans: BTreeSet::new(),
+        revision: context.index,
+    };
+    state.nodes.insert(id.clone(), Arc::new(node));
     Ok(Reply::Done)
 }
 
 /// The node, if the agent process that speaks is still the newest.
 fn fenced<'a>(state: &'a mut State, id: &NodeId, incarnation: u128) -> Result<&'a mut Node, Rejected> {
-    let node = state.nodes.get_mut(id).ok_or_else(|| Rejected::NodeNotFound(id.clone()))?;
+    let node = get_mut(state, id)?;
     if node.report.incarnation != incarnation {
         return Err(Rejected::StaleIncarnation(id.clone()));
     }
-    Ok(Arc::make_mut(node))
+    Ok(node)
 }
 
+fn get_mut<'a>(state: &'a mut State, id: &NodeId) -> Result<&'a mut Node, Rejected> {
+    state.nodes.get_mut(id).map(Arc::make_mut).ok_or_else(|| Rejected::NodeNotFound(id.clone()))
+}
+
+/// Puts a node into a condition, with what follows for the brake and for those who watch its sandboxes.
+fn turn(state: &mut State, context: &Context, id: &NodeId, to: Condition) {
+    let now = state.log_time;
+    let Some(node) = state.nodes.get_mut(id).filter(|node| node.condition != to) else { return };
+    let node = Arc::make_mut(node);
+    let from = std::mem::replace(&mut node.condition, to);
+    node.since = now;
+    node.revision = context.index;
+    let before = node.suspected;
+    if to == Condition::Suspect {
+        node.suspected = now;
+    }
+    // What a sandbox shows changes only when its node goes down or returns from there; the rest must not flood watches.
+    let shown =
+        if from == Condition::Down || to == Condition::Down { node.sandboxes.clone() } else { Default::default() };
+    match to {
+        Condition::Suspect => {
+            state.suspects.insert(id.clone());
+            state.down.remove(id);
+            region::lapse(state, id, before);
+        }
+        Condition::Ready => {
+            state.suspects.remove(id);
+            state.down.remove(id);
+            region::settle(state, id, before);
+        }
+        Condition::Down => {
+            state.suspects.remove(id);
+            state.down.insert(id.clone());
+        }
+    }
+    for name in &shown {
+        sandbox::touch(state, context, name);
+    }
+}
+
+/// Level 1 knows two conditions only, and no brake.
 pub(super) fn set_reachable(
     state: &mut State,
     context: &Context,
@@ -121,15 +234,83 @@ pub(super) fn set_reachable(
     incarnation: u128,
     reachable: bool,
 ) -> Result<Reply, Rejected> {
-    let node = fenced(state, id, incarnation)?;
-    if node.reachable != reachable {
-        node.reachable = reachable;
-        node.revision = context.index;
-        let sandboxes = node.sandboxes.clone();
-        for name in &sandboxes {
-            sandbox::touch(state, context, name);
+    fenced(state, id, incarnation)?;
+    turn(state, context, id, if reachable { Condition::Ready } else { Condition::Down });
+    Ok(Reply::Done)
+}
+
+pub(super) fn set_condition(
+    state: &mut State,
+    context: &Context,
+    id: &NodeId,
+    incarnation: u128,
+    to: Condition,
+) -> Result<Reply, Rejected> {
+    let from = fenced(state, id, incarnation)?.condition;
+    match (from, to) {
+        (Condition::Ready, Condition::Down) | (Condition::Down, Condition::Suspect) => {
+            return Err(Rejected::NodeCondition { node: id.clone(), condition: from.name() });
         }
+        _ => region::check_brake(state, to)?,
     }
+    turn(state, context, id, to);
+    Ok(Reply::Done)
+}
+
+pub(super) fn set_policy(
+    state: &mut State,
+    context: &Context,
+    id: &NodeId,
+    cordoned: Option<bool>,
+    set: &BTreeMap<String, String>,
+    remove: &BTreeSet<String>,
+) -> Result<Reply, Rejected> {
+    let node = get_mut(state, id)?;
+    let mut labels = node.labels.clone();
+    labels.retain(|key, _| !remove.contains(key));
+    labels.extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+    if labels.len() > MAX_LABELS {
+        return Err(Rejected::LimitReached { what: "the labels of the node", limit: MAX_LABELS as u64 });
+    }
+    node.labels = labels;
+    node.cordoned = cordoned.unwrap_or(node.cordoned);
+    node.revision = context.index;
+    Ok(Reply::Done)
+}
+
+/// Gives up a node that is not ready. If it returns it is a new one, and what it still runs are orphans.
+pub(super) fn forget(state: &mut State, context: &Context, id: &NodeId) -> Result<Reply, Rejected> {
+    let node = get_mut(state, id)?;
+    if node.condition == Condition::Ready {
+        return Err(Rejected::NodeCondition { node: id.clone(), condition: node.condition.name() });
+    }
+    let (names, since) = (node.sandboxes.clone(), node.suspected);
+    for name in &names {
+        sandbox::give_up(state, context, name, id);
+    }
+    state.nodes.remove(id);
+    state.suspects.remove(id);
+    state.down.remove(id);
+    region::settle(state, id, since);
+    Ok(Reply::Done)
+}
+
+pub(super) fn stop_orphan(
+    state: &mut State,
+    context: &Context,
+    id: &NodeId,
+    name: &SandboxName,
+    epoch: Epoch,
+) -> Result<Reply, Rejected> {
+    let node = get_mut(state, id)?;
+    let key = (name.clone(), epoch);
+    if !node.orphans.remove(&key) {
+        let known = node.leftovers.contains_key(&key);
+        let missing = || Rejected::OrphanNotFound { node: id.clone(), sandbox: name.clone(), epoch };
+        return if known { Ok(Reply::Done) } else { Err(missing()) };
+    }
+    node.leftovers.insert(key, Resources::default());
+    node.changed(context);
     Ok(Reply::Done)
 }
 
@@ -141,24 +322,52 @@ pub(super) fn observe(
     observation: &Observation,
 ) -> Result<Reply, Rejected> {
     let node = fenced(state, id, incarnation)?;
-    node.templates = observation.templates.clone();
+    if let Some(templates) = &observation.templates {
+        node.templates = templates.clone();
+    }
     node.revision = context.index;
     for seen in &observation.sandboxes {
-        if seen.phase == Phase::Orphan {
-            note_orphan(state, id, &seen.sandbox, seen.epoch);
-        } else {
-            sandbox::observe(state, context, id, seen);
+        let key = (seen.sandbox.clone(), seen.epoch);
+        match seen.phase {
+            Phase::Orphan => note_orphan(state, id, key),
+            Phase::Removed | Phase::Failed { .. } if clear(state, context, id, &key) => {}
+            _ => sandbox::observe(state, context, id, seen),
         }
     }
     Ok(Reply::Done)
 }
 
-fn note_orphan(state: &mut State, id: &NodeId, sandbox: &SandboxName, epoch: Epoch) {
+/// What the ledger knows of an instance wins over what an agent that has not heard of it yet calls an orphan.
+fn note_orphan(state: &mut State, id: &NodeId, key: (SandboxName, Epoch)) {
+    let held = |sandbox: &Arc<sandbox::Sandbox>| sandbox.epoch == key.1 && sandbox.life.node() == Some(id);
+    let known = state.sandboxes.get(&key.0).is_some_and(held);
     if let Some(node) = state.nodes.get_mut(id)
+        && !known
+        && !node.leftovers.contains_key(&key)
         && node.orphans.len() < MAX_ORPHANS
     {
-        Arc::make_mut(node).orphans.insert((sandbox.clone(), epoch));
+        Arc::make_mut(node).orphans.insert(key);
     }
+}
+
+/// Nothing is left of an orphan or a leftover. `false` where it was neither.
+fn clear(state: &mut State, context: &Context, id: &NodeId, key: &(SandboxName, Epoch)) -> bool {
+    let Some(node) = state.nodes.get_mut(id) else { return false };
+    if !node.leftovers.contains_key(key) && !node.orphans.contains(key) {
+        return false;
+    }
+    let node = Arc::make_mut(node);
+    node.orphans.remove(key);
+    if let Some(resources) = node.leftovers.remove(key) {
+        drop_held(node, resources);
+        node.changed(context);
+    }
+    true
+}
+
+fn drop_held(node: &mut Node, resources: Resources) {
+    node.assigned = node.assigned.saturating_sub(resources);
+    node.shrunk = node.shrunk && !node.assigned.fits_in(node.report.capacity);
 }
 
 /// Lets `sandbox` hold `resources` of a node from now on. `false`, and no change, where it does not fit.
@@ -170,13 +379,15 @@ pub(super) fn hold(
     resources: Resources,
 ) -> bool {
     let Some(node) = state.nodes.get_mut(id) else { return false };
+    if node.has_other_instance_of(name) {
+        return false;
+    }
     match node.assigned.checked_add(resources) {
         Some(assigned) if assigned.fits_in(node.report.capacity) => {
             let node = Arc::make_mut(node);
             node.assigned = assigned;
             node.sandboxes.insert(name.clone());
-            node.generation = node.generation.next();
-            node.revision = context.index;
+            node.changed(context);
             true
         }
         _ => false,
@@ -188,19 +399,33 @@ pub(super) fn release(state: &mut State, context: &Context, id: &NodeId, name: &
     if let Some(node) = state.nodes.get_mut(id) {
         let node = Arc::make_mut(node);
         if node.sandboxes.remove(name).is_some() {
-            node.assigned = node.assigned.saturating_sub(resources);
+            drop_held(node, resources);
         }
-        node.generation = node.generation.next();
-        node.revision = context.index;
+        node.changed(context);
+    }
+}
+
+/// The sandbox is no longer the node's, but its instance is still there: it counts until the node says that it is gone.
+pub(super) fn leave_over(
+    state: &mut State,
+    context: &Context,
+    id: &NodeId,
+    key: (SandboxName, Epoch),
+    resources: Resources,
+) {
+    if let Some(node) = state.nodes.get_mut(id) {
+        let node = Arc::make_mut(node);
+        if node.sandboxes.remove(&key.0).is_some() {
+            node.leftovers.insert(key, resources);
+        }
+        node.changed(context);
     }
 }
 
 /// What the node should do with one of its sandboxes changed.
 pub(super) fn reassign(state: &mut State, context: &Context, id: &NodeId) {
     if let Some(node) = state.nodes.get_mut(id) {
-        let node = Arc::make_mut(node);
-        node.generation = node.generation.next();
-        node.revision = context.index;
+        Arc::make_mut(node).changed(context);
     }
 }
 
@@ -208,20 +433,14 @@ pub(super) fn reassign(state: &mut State, context: &Context, id: &NodeId) {
 pub(crate) mod testing {
     use super::*;
 
-    /// A reachable, empty node.
+    /// A ready, empty node.
     pub(crate) fn node(id: &str, capacity: Resources) -> Node {
-        Node {
-            id: NodeId::parse(id).unwrap(),
-            report: report(1, capacity),
-            registered: LogTime(0),
-            reachable: true,
-            generation: Generation(1),
-            assigned: Resources::default(),
-            sandboxes: imbl::OrdSet::new(),
-            templates: BTreeSet::new(),
-            orphans: BTreeSet::new(),
-            revision: 1,
-        }
+        let mut state = State::default();
+        let caller = super::super::command::Caller::system("test");
+        let context = Context { index: 1, caller: &caller };
+        let id = NodeId::parse(id).unwrap();
+        register(&mut state, &context, &id, &report(1, capacity)).unwrap();
+        Node::clone(&state.nodes[&id])
     }
 
     pub(crate) fn report(incarnation: u128, capacity: Resources) -> NodeReport {
@@ -233,6 +452,7 @@ pub(crate) mod testing {
             labels: BTreeMap::new(),
             drivers: vec!["oci".into()],
             agent_version: "0.1.0".into(),
+            fence: true,
         }
     }
 }

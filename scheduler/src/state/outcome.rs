@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
+use warren_proto::ids::{Epoch, NodeId, ReplicaId, SandboxName, TemplateId};
 
+use super::command::LogTime;
+use super::level::Level;
 use super::sandbox::Sandbox;
 use super::template::Template;
 
@@ -14,6 +16,8 @@ pub enum Reply {
     /// The sandbox as the command left it.
     Sandbox(Arc<Sandbox>),
     Template(Arc<Template>),
+    /// The sandboxes of a batch.
+    Batch(Vec<SandboxName>),
 }
 
 /// Why a command was rejected. Nothing changed but log time.
@@ -53,4 +57,38 @@ pub enum Rejected {
     RequestTableFull,
     #[error("{what} is full: at most {limit}")]
     LimitReached { what: &'static str, limit: u64 },
+    #[error(
+        "the ledger follows level {level} of its rules; this needs level {needed}, which not every replica supports yet"
+    )]
+    LevelTooLow { level: Level, needed: Level },
+    #[error("the ledger is at level {level} and its replicas support {supported}: it cannot be set to {wanted}")]
+    LevelNotSupported { wanted: Level, level: Level, supported: Level },
+    #[error("the proposer's clock is {by_ms} ms ahead of the ledger's: a quorum's clocks must settle it first")]
+    TimeStep { by_ms: u64 },
+    #[error("{samples} clocks are not a quorum of {voters} replicas")]
+    TooFewClocks { samples: usize, voters: usize },
+    #[error(
+        "replica {0} is known with another data directory: it lost what it had promised, so it must join again under a new id"
+    )]
+    ReplicaDisk(ReplicaId),
+    #[error("the tenant has {used} of {limit} {dimension}")]
+    QuotaExceeded { dimension: &'static str, used: u64, limit: u64 },
+    #[error("the tenant may create {per_minute} sandboxes a minute")]
+    CreateRate { per_minute: u64, retry_after_ms: u64 },
+    #[error("an operator paused {0} in this region")]
+    Paused(&'static str),
+    #[error("{sandbox} changed meanwhile: it is at revision {revision}")]
+    Changed { sandbox: SandboxName, revision: u64 },
+    #[error("item {item} of the batch: {reason}")]
+    Batch { item: usize, reason: Box<Rejected> },
+    #[error("node {node} is {condition}")]
+    NodeCondition { node: NodeId, condition: &'static str },
+    #[error(
+        "{lapsed} nodes fell silent within a minute, {believed} are believed: none is declared down until they return or an operator releases the brake"
+    )]
+    Braked { lapsed: u64, believed: u64 },
+    #[error("node {node} reports no orphan {sandbox} at epoch {epoch}")]
+    OrphanNotFound { node: NodeId, sandbox: SandboxName, epoch: Epoch },
+    #[error("the clock was set by more than a minute: nothing ends by its deadline before {}", .until.0)]
+    Held { until: LogTime },
 }

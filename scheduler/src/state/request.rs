@@ -20,6 +20,9 @@ pub const MAX_AHEAD_MS: u64 = 60 * 1000;
 /// Most answers kept: 1,700 requests a second for ten minutes, about 500 MiB at worst.
 pub const MAX_REQUESTS: usize = 1 << 20;
 
+/// Most answers of one tenant: one cannot fill the table for all others.
+pub const MAX_REQUESTS_OF_TENANT: u64 = (MAX_REQUESTS as u64) / 4;
+
 /// Most expired answers that one command clears away. More than one, so the table shrinks while it is used.
 const MAX_EXPIRED_AT_ONCE: usize = 4;
 
@@ -42,6 +45,8 @@ pub struct Answer {
 pub struct RequestTable {
     answers: imbl::OrdMap<(Scope, u128), Arc<Answer>>,
     by_expiry: imbl::OrdSet<(LogTime, Scope, u128)>,
+    /// How many each has.
+    counts: imbl::OrdMap<Scope, u64>,
 }
 
 /// Time stamp of a UUIDv7: its first 48 bits, in ms since the Unix epoch (RFC 9562, section 5.7).
@@ -74,7 +79,8 @@ impl RequestTable {
         if stamped > now.0.saturating_add(MAX_AHEAD_MS) {
             return Err(Rejected::RequestIdFromFuture { ahead_ms: stamped.saturating_sub(now.0) });
         }
-        if self.answers.len() >= MAX_REQUESTS {
+        let own = self.counts.get(scope).copied().unwrap_or(0);
+        if self.answers.len() >= MAX_REQUESTS || (scope.tenant.is_some() && own >= MAX_REQUESTS_OF_TENANT) {
             return Err(Rejected::RequestTableFull);
         }
         Ok(None)
@@ -89,8 +95,15 @@ impl RequestTable {
 
     /// Puts back an answer, as a checkpoint holds it.
     pub fn insert(&mut self, scope: Scope, id: u128, answer: Answer) {
-        self.by_expiry.insert((answer.expires, scope.clone(), id));
-        self.answers.insert((scope, id), Arc::new(answer));
+        let (key, expires) = ((scope, id), answer.expires);
+        match self.answers.insert(key.clone(), Arc::new(answer)) {
+            Some(older) => drop(self.by_expiry.remove(&(older.expires, key.0.clone(), id))),
+            None => {
+                let count = self.counts.entry(key.0.clone()).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+        self.by_expiry.insert((expires, key.0, id));
     }
 
     /// Clears away a few answers whose time is over.
@@ -100,16 +113,31 @@ impl RequestTable {
                 Some((expires, scope, id)) if *expires <= now => {
                     let (expires, scope, id) = (*expires, scope.clone(), *id);
                     self.by_expiry.remove(&(expires, scope.clone(), id));
-                    self.answers.remove(&(scope, id));
+                    self.answers.remove(&(scope.clone(), id));
+                    self.discount(scope);
                 }
                 _ => return,
             }
         }
     }
 
+    fn discount(&mut self, scope: Scope) {
+        let left = self.counts.get(&scope).map_or(0, |count| count.saturating_sub(1));
+        if left == 0 {
+            self.counts.remove(&scope);
+        } else {
+            self.counts.insert(scope, left);
+        }
+    }
+
     /// Every answer, in the order of scope and id.
     pub fn iter(&self) -> impl Iterator<Item = (&Scope, u128, &Answer)> {
         self.answers.iter().map(|((scope, id), answer)| (scope, *id, answer.as_ref()))
+    }
+
+    /// By scope and id.
+    pub fn answers(&self) -> &imbl::OrdMap<(Scope, u128), Arc<Answer>> {
+        &self.answers
     }
 
     pub fn len(&self) -> usize {

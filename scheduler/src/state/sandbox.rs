@@ -2,13 +2,18 @@
 //!
 //! ```text
 //!  Pending ─place─▶ Starting ─running─▶ Running ─exited─▶ Stopped{node} ─removed─▶ Stopped
-//!     ▲                │ failed            │                  │
-//!     └── attempts left┤                   │ lost             │ delete
-//!                      └─ none ─▶ Failed ◀─┘                  ▼
-//!     any state on a node ─────────delete──────────────▶ Stopping ─removed─▶ gone
+//!     ▲ ▲              │ failed            │                  │      └─restart policy─▶ Pending
+//!     │ └ attempts left┤                   │ lost             │ delete
+//!     │                └─ none ─▶ Failed   └──────▶ Lost      ▼
+//!     └─ node down, frozen          any state on a node ─▶ Stopping ─removed─▶ gone
+//!  Pending ─waited too long─▶ Cancelled
 //! ```
 //!
-//! A sandbox holds its node's resources from its placement until the node confirms that nothing is left of it.
+//! A sandbox holds its node's resources from its placement until the node confirms that nothing is left of it, or is forgotten.
+
+mod change;
+mod create;
+mod observe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +21,14 @@ use std::sync::Arc;
 use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
 use warren_proto::units::Resources;
 
-use super::command::{Decision, LogTime, Observed, Phase, RequestKey};
+use super::command::LogTime;
 use super::event::EventKind;
-use super::outcome::{Rejected, Reply};
-use super::tenant::{MAX_TENANTS, Tenant};
-use super::{Context, State, node, template};
+use super::level::Level;
+use super::settings::{Egress, Expiry, Isolation, Restart, Settings};
+use super::{Context, State, template, tenant};
+pub(super) use change::{delete, end_due, explain, forget_ended, give_up, place, requeue, touch, update};
+pub(super) use create::{create, create_batch};
+pub(super) use observe::observe;
 
 /// How often a sandbox is started before it counts as failed: twice more than once, on other nodes where there are any.
 pub const MAX_START_ATTEMPTS: u32 = 3;
@@ -31,19 +39,49 @@ pub const ENDED_RETENTION_MS: u64 = 60 * 60 * 1000;
 /// Most sandboxes of a region, in any state (section 7 of the design gives each at most 1 KiB).
 pub const MAX_SANDBOXES: u64 = 2_000_000;
 
-/// What a sandbox should be, as its creator says. Immutable.
+/// First wait before a failed start is tried again, or an ended sandbox restarted, in ms; each further one doubles it.
+const FIRST_BACKOFF_MS: u64 = 500;
+
+/// Longest such wait: five minutes, as Kubernetes waits at most between restarts of a container.
+const MAX_BACKOFF_MS: u64 = 5 * 60 * 1000;
+
+/// What a sandbox should be, as its creator says. Immutable; what may change later stands in the sandbox's own settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxSpec {
     pub template: TemplateId,
     /// Empty: the template's default.
     pub command: Vec<String>,
     pub environment: BTreeMap<String, String>,
+    /// Variables whose values are sealed: only the schedulers' key opens them.
+    pub secrets: BTreeMap<String, Vec<u8>>,
     /// Empty: the template's.
     pub working_directory: String,
-    pub labels: BTreeMap<String, String>,
     pub resources: Resources,
     /// Most processes and threads.
     pub pids: u64,
+    pub restart: Restart,
+    pub isolation: Isolation,
+    /// How long it may wait for a node, in ms; `None`: for ever.
+    pub queue_timeout_ms: Option<u64>,
+    /// As it was created with.
+    pub settings: Settings,
+}
+
+impl SandboxSpec {
+    /// The first level that knows all that this says.
+    pub fn level(&self) -> Level {
+        let Settings { labels: _, annotations, expiry, egress, priority } = &self.settings;
+        let of_first = self.secrets.is_empty()
+            && self.restart == Restart::Never
+            && self.isolation == Isolation::Keep
+            && self.queue_timeout_ms.is_none()
+            && self.resources.gpus.0 == 0
+            && annotations.is_empty()
+            && *expiry == Expiry::Never
+            && *egress == Egress::None
+            && *priority == 0;
+        if of_first { Level::FIRST } else { Level::SECOND }
+    }
 }
 
 /// How a process ended.
@@ -80,6 +118,13 @@ pub enum PendingCode {
     Conflict,
     /// The last start failed; it is tried again.
     StartFailed,
+    ShortOfGpus,
+    /// An operator paused placement in the region.
+    Paused,
+    /// Its main process ended, and its restart policy starts it again.
+    Restarting,
+    /// Its node went down, and it freezes on isolation: it is placed elsewhere.
+    NodeDown,
 }
 
 /// Why a sandbox waits.
@@ -95,6 +140,8 @@ pub enum Life {
     Pending {
         reason: PendingReason,
         since: LogTime,
+        /// Not placed before.
+        not_before: LogTime,
     },
     Starting {
         node: NodeId,
@@ -114,16 +161,30 @@ pub enum Life {
         node: Option<NodeId>,
         ending: Ending,
     },
+    /// It came to an end that it did not choose.
     Failed {
+        kind: FailedKind,
         code: String,
         message: String,
         at: LogTime,
     },
 }
 
+/// How a sandbox came to an end that it did not choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FailedKind {
+    /// It could not be started.
+    Failed,
+    /// It waited too long for a node.
+    Cancelled,
+    /// Its node lost it, or was forgotten.
+    Lost,
+}
+
 impl Life {
-    /// How many kinds there are.
-    pub const KINDS: usize = 6;
+    /// Every [`kind`](Self::kind) that there is.
+    pub const KINDS: [&'static str; 8] =
+        ["PENDING", "STARTING", "RUNNING", "STOPPING", "STOPPED", "FAILED", "CANCELLED", "LOST"];
 
     /// The node whose resources it holds.
     pub fn node(&self) -> Option<&NodeId> {
@@ -150,7 +211,9 @@ impl Life {
             Self::Running { .. } => "RUNNING",
             Self::Stopping { .. } => "STOPPING",
             Self::Stopped { .. } => "STOPPED",
-            Self::Failed { .. } => "FAILED",
+            Self::Failed { kind: FailedKind::Failed, .. } => "FAILED",
+            Self::Failed { kind: FailedKind::Cancelled, .. } => "CANCELLED",
+            Self::Failed { kind: FailedKind::Lost, .. } => "LOST",
         }
     }
 }
@@ -162,177 +225,74 @@ pub struct Sandbox {
     pub spec: Arc<SandboxSpec>,
     pub life: Life,
     pub epoch: Epoch,
-    /// Starts that failed.
+    /// What an update made of the spec's settings.
+    pub updated: Option<Arc<Settings>>,
+    /// Starts that failed since it last ran.
     pub failed_starts: u32,
+    /// How often its restart policy started it again.
+    pub restarts: u32,
     /// Where the last start failed: the next one prefers another node.
     pub avoid: Option<NodeId>,
     pub created: LogTime,
     pub revision: u64,
 }
 
-pub(super) fn create(
-    state: &mut State,
-    context: &Context,
-    name: &SandboxName,
-    spec: &SandboxSpec,
-    decision: &Decision,
-    request: Option<&RequestKey>,
-) -> Result<Reply, Rejected> {
-    let scope = context.scope(Some(&name.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
-        return Ok(answer);
+impl Sandbox {
+    /// What holds now.
+    pub fn settings(&self) -> &Settings {
+        self.updated.as_deref().unwrap_or(&self.spec.settings)
     }
-    if let Some(existing) = state.sandboxes.get(name) {
-        if *existing.spec != *spec {
-            return Err(Rejected::SandboxExists(name.clone()));
-        }
-        let reply = Reply::Sandbox(existing.clone());
-        state.requests.remember(&scope, request, state.log_time, &reply);
-        return Ok(reply);
-    }
-    if !state.templates.contains_key(&spec.template) {
-        return Err(Rejected::TemplateNotFound(spec.template.clone()));
-    }
-    if state.sandboxes.len() as u64 >= MAX_SANDBOXES {
-        return Err(Rejected::LimitReached { what: "the table of sandboxes", limit: MAX_SANDBOXES });
-    }
-    count_in_tenant(state, name)?;
-    template::count_user(state, &spec.template, 1);
-    let mut sandbox = Sandbox {
-        name: name.clone(),
-        spec: Arc::new(spec.clone()),
-        life: Life::Pending { reason: conflict(), since: state.log_time },
-        epoch: state.epoch_floor,
-        failed_starts: 0,
-        avoid: None,
-        created: state.log_time,
-        revision: context.index,
-    };
-    match decision {
-        Decision::Place(node) => {
-            let _placed_or_queued = occupy(state, context, &mut sandbox, node);
-        }
-        Decision::Queue(reason) => {
-            sandbox.life = Life::Pending { reason: reason.clone(), since: state.log_time };
+
+    /// When it ends by itself.
+    pub fn deadline(&self) -> Option<LogTime> {
+        match self.settings().expiry {
+            Expiry::Never => None,
+            Expiry::At(at) => Some(at),
+            Expiry::After(ms) => Some(self.created.plus_ms(ms)),
         }
     }
-    let sandbox = store(state, context, sandbox, EventKind::Created);
-    let reply = Reply::Sandbox(sandbox);
-    state.requests.remember(&scope, request, state.log_time, &reply);
-    Ok(reply)
-}
 
-fn conflict() -> PendingReason {
-    PendingReason {
-        code: PendingCode::Conflict,
-        message: "the chosen node was taken by another sandbox meanwhile; it is being placed again".to_owned(),
-    }
-}
-
-fn count_in_tenant(state: &mut State, name: &SandboxName) -> Result<(), Rejected> {
-    if let Some(tenant) = state.tenants.get_mut(&name.tenant) {
-        tenant.sandboxes = tenant.sandboxes.saturating_add(1);
-        return Ok(());
-    }
-    if state.tenants.len() as u64 >= MAX_TENANTS {
-        return Err(Rejected::LimitReached { what: "the table of tenants", limit: MAX_TENANTS });
-    }
-    state.tenants.insert(name.tenant.clone(), Tenant { created: state.log_time, sandboxes: 1 });
-    Ok(())
-}
-
-/// Puts a pending sandbox on a node, under its next epoch, if the node is reachable and has room.
-fn occupy(state: &mut State, context: &Context, sandbox: &mut Sandbox, id: &NodeId) -> bool {
-    let reachable = state.nodes.get(id).is_some_and(|node| node.reachable);
-    if !reachable || !node::hold(state, context, id, &sandbox.name, sandbox.spec.resources) {
-        return false;
-    }
-    sandbox.epoch = sandbox.epoch.next();
-    sandbox.life = Life::Starting { node: id.clone(), since: state.log_time };
-    true
-}
-
-pub(super) fn place(
-    state: &mut State,
-    context: &Context,
-    name: &SandboxName,
-    epoch: Epoch,
-    id: &NodeId,
-) -> Result<Reply, Rejected> {
-    let mut sandbox = pending(state, name, epoch)?;
-    if !state.nodes.contains_key(id) {
-        return Err(Rejected::NodeNotFound(id.clone()));
-    }
-    if !occupy(state, context, &mut sandbox, id) {
-        return Err(Rejected::DoesNotFit { sandbox: name.clone(), node: id.clone() });
-    }
-    Ok(Reply::Sandbox(store(state, context, sandbox, EventKind::Updated)))
-}
-
-pub(super) fn explain(
-    state: &mut State,
-    context: &Context,
-    name: &SandboxName,
-    epoch: Epoch,
-    reason: &PendingReason,
-) -> Result<Reply, Rejected> {
-    let mut sandbox = pending(state, name, epoch)?;
-    if let Life::Pending { reason: old, .. } = &mut sandbox.life {
-        *old = reason.clone();
-    }
-    Ok(Reply::Sandbox(store(state, context, sandbox, EventKind::Updated)))
-}
-
-/// A copy of the sandbox, if it waits at this epoch.
-fn pending(state: &State, name: &SandboxName, epoch: Epoch) -> Result<Sandbox, Rejected> {
-    let sandbox = get(state, name)?;
-    if sandbox.epoch != epoch {
-        return Err(Rejected::StaleEpoch { sandbox: name.clone(), seen: sandbox.epoch, got: epoch });
-    }
-    match sandbox.life {
-        Life::Pending { .. } => Ok(Sandbox::clone(sandbox)),
-        ref other => Err(Rejected::WrongState { sandbox: name.clone(), state: other.kind() }),
-    }
-}
-
-fn get<'a>(state: &'a State, name: &SandboxName) -> Result<&'a Arc<Sandbox>, Rejected> {
-    state.sandboxes.get(name).ok_or_else(|| Rejected::SandboxNotFound(name.clone()))
-}
-
-pub(super) fn delete(
-    state: &mut State,
-    context: &Context,
-    name: &SandboxName,
-    request: Option<&RequestKey>,
-) -> Result<Reply, Rejected> {
-    let scope = context.scope(Some(&name.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
-        return Ok(answer);
-    }
-    let mut sandbox = Sandbox::clone(get(state, name)?);
-    let reply = match (&sandbox.life, sandbox.life.node().cloned()) {
-        (Life::Stopping { .. }, _) => Reply::Sandbox(Arc::new(sandbox)),
-        (_, Some(id)) => {
-            sandbox.life = Life::Stopping { node: id.clone(), since: state.log_time };
-            node::reassign(state, context, &id);
-            Reply::Sandbox(store(state, context, sandbox, EventKind::Updated))
+    /// When it has waited too long for a node.
+    pub fn queue_deadline(&self) -> Option<LogTime> {
+        match &self.life {
+            Life::Pending { since, .. } => self.spec.queue_timeout_ms.map(|ms| since.plus_ms(ms)),
+            _ => None,
         }
-        (_, None) => Reply::Sandbox(forget(state, context, &sandbox)),
-    };
-    state.requests.remember(&scope, request, state.log_time, &reply);
-    Ok(reply)
+    }
+
+    /// When something about it is due by itself.
+    pub fn due(&self) -> Option<LogTime> {
+        let waits_until = match &self.life {
+            Life::Pending { not_before, .. } if *not_before > LogTime::default() => Some(*not_before),
+            Life::Stopping { .. } => return None,
+            life if life.ended().is_some() => return None,
+            _ => None,
+        };
+        [self.deadline(), self.queue_deadline(), waits_until].into_iter().flatten().min()
+    }
+
+    /// Where it stands in its tenant's queue: the higher priority first, then the older.
+    pub fn rank(&self) -> (u8, LogTime) {
+        (u8::MAX.saturating_sub(self.settings().priority), self.created)
+    }
 }
 
-/// What a node saw of a sandbox that it holds in the ledger too; anything else is out of date and changes nothing.
-pub(super) fn observe(state: &mut State, context: &Context, id: &NodeId, seen: &Observed) {
-    let Some(sandbox) = held(state, id, &seen.sandbox).filter(|s| s.epoch == seen.epoch) else { return };
-    match &seen.phase {
-        Phase::Starting | Phase::Orphan => {}
-        Phase::Running => observe_running(state, context, sandbox, id),
-        Phase::Exited { exit, output_tail } => observe_exit(state, context, sandbox, id, *exit, output_tail),
-        Phase::Failed { code, message } => observe_failure(state, context, sandbox, id, code, message),
-        Phase::Removed => observe_removed(state, context, sandbox, id),
-    }
+/// Waits from now on, and may be placed at once.
+fn pending(state: &State, code: PendingCode, message: &str) -> Life {
+    let reason = PendingReason { code, message: message.to_owned() };
+    Life::Pending { reason, since: state.log_time, not_before: LogTime::default() }
+}
+
+/// Waits from now on, and a while before it is placed: `times` says how often it has waited like this.
+fn backing_off(state: &State, code: PendingCode, message: String, times: u32) -> Life {
+    let doublings = times.saturating_sub(1).min(20);
+    let wait = FIRST_BACKOFF_MS.saturating_mul(1 << doublings).min(MAX_BACKOFF_MS);
+    let not_before = if state.level >= Level::SECOND { state.log_time.plus_ms(wait) } else { LogTime::default() };
+    Life::Pending { reason: PendingReason { code, message }, since: state.log_time, not_before }
+}
+
+fn lost(state: &State, code: &str, message: String) -> Life {
+    Life::Failed { kind: FailedKind::Lost, code: code.to_owned(), message, at: state.log_time }
 }
 
 /// A copy of the sandbox, if it holds this node.
@@ -341,107 +301,22 @@ fn held(state: &State, id: &NodeId, name: &SandboxName) -> Option<Sandbox> {
     (sandbox.life.node() == Some(id)).then(|| Sandbox::clone(sandbox))
 }
 
-fn observe_running(state: &mut State, context: &Context, mut sandbox: Sandbox, id: &NodeId) {
-    if matches!(sandbox.life, Life::Starting { .. }) {
-        sandbox.life = Life::Running { node: id.clone(), since: state.log_time };
-        sandbox.avoid = None;
-        store(state, context, sandbox, EventKind::Updated);
-    }
-}
-
-fn observe_exit(
-    state: &mut State,
-    context: &Context,
-    mut sandbox: Sandbox,
-    id: &NodeId,
-    exit: Exit,
-    output_tail: &[u8],
-) {
-    let started = match &sandbox.life {
-        Life::Starting { .. } => None,
-        Life::Running { since, .. } => Some(*since),
-        _ => return,
-    };
-    let ending = Ending { exit, at: state.log_time, started, output_tail: output_tail.to_vec() };
-    sandbox.life = Life::Stopped { node: Some(id.clone()), ending };
-    node::reassign(state, context, id);
-    store(state, context, sandbox, EventKind::Updated);
-}
-
-fn observe_failure(state: &mut State, context: &Context, mut sandbox: Sandbox, id: &NodeId, code: &str, message: &str) {
-    if !matches!(sandbox.life, Life::Starting { .. } | Life::Running { .. }) {
-        return observe_removed(state, context, sandbox, id);
-    }
-    node::release(state, context, id, &sandbox.name, sandbox.spec.resources);
-    sandbox.failed_starts = sandbox.failed_starts.saturating_add(1);
-    sandbox.avoid = Some(id.clone());
-    let may_retry = matches!(sandbox.life, Life::Starting { .. }) && sandbox.failed_starts < MAX_START_ATTEMPTS;
-    sandbox.life = if may_retry {
-        let message = format!("start {} failed on node {id}: {message}", sandbox.failed_starts);
-        let reason = PendingReason { code: PendingCode::StartFailed, message };
-        Life::Pending { reason, since: state.log_time }
-    } else {
-        Life::Failed { code: code.to_owned(), message: format!("on node {id}: {message}"), at: state.log_time }
-    };
-    store(state, context, sandbox, EventKind::Updated);
-}
-
-fn observe_removed(state: &mut State, context: &Context, mut sandbox: Sandbox, id: &NodeId) {
-    node::release(state, context, id, &sandbox.name, sandbox.spec.resources);
-    match &mut sandbox.life {
-        Life::Stopping { .. } => {
-            forget(state, context, &sandbox);
-            return;
-        }
-        Life::Stopped { node, .. } => *node = None,
-        _ => {
-            let message = format!("node {id} no longer has it, and nobody asked it to remove it");
-            sandbox.life = Life::Failed { code: "LOST".to_owned(), message, at: state.log_time };
-        }
-    }
-    store(state, context, sandbox, EventKind::Updated);
-}
-
-/// A node's reachability changed: what the sandbox's state means to its watchers did too.
-pub(super) fn touch(state: &mut State, context: &Context, name: &SandboxName) {
-    if let Some(sandbox) = state.sandboxes.get(name) {
-        let sandbox = Sandbox::clone(sandbox);
-        store(state, context, sandbox, EventKind::Updated);
-    }
-}
-
-pub(super) fn forget_ended(state: &mut State, context: &Context, names: &[SandboxName]) -> Result<Reply, Rejected> {
-    for name in names {
-        let Some(sandbox) = state.sandboxes.get(name).cloned() else { continue };
-        let due = sandbox.life.ended().map(|at| at.plus_ms(ENDED_RETENTION_MS));
-        if due.is_some_and(|due| due <= state.log_time) {
-            forget(state, context, &sandbox);
-        }
-    }
-    Ok(Reply::Done)
-}
-
 /// Writes a sandbox's new state, its indexes and its event.
 fn store(state: &mut State, context: &Context, mut sandbox: Sandbox, kind: EventKind) -> Arc<Sandbox> {
     sandbox.revision = context.index;
     let sandbox = Arc::new(sandbox);
-    state.put_sandbox(sandbox.clone());
-    state.events.push(context.index, kind, sandbox.clone());
+    let before = state.put_sandbox(sandbox.clone());
+    state.events.push(context.index, kind, sandbox.clone(), before);
     sandbox
 }
 
 /// Removes a sandbox that holds no node any more.
 fn forget(state: &mut State, context: &Context, sandbox: &Sandbox) -> Arc<Sandbox> {
     let last = Arc::new(Sandbox { revision: context.index, ..sandbox.clone() });
-    state.remove_sandbox(&sandbox.name);
+    let before = state.remove_sandbox(&sandbox.name);
     state.epoch_floor = state.epoch_floor.max(sandbox.epoch);
     template::count_user(state, &sandbox.spec.template, -1);
-    if let Some(tenant) = state.tenants.get_mut(&sandbox.name.tenant) {
-        tenant.sandboxes = tenant.sandboxes.saturating_sub(1);
-        if tenant.sandboxes == 0 {
-            state.tenants.remove(&sandbox.name.tenant);
-        }
-    }
-    state.events.push(context.index, EventKind::Deleted, last.clone());
+    tenant::drop_empty(state, &sandbox.name.tenant);
+    state.events.push(context.index, EventKind::Deleted, last.clone(), before);
     last
 }

@@ -33,11 +33,12 @@ pub(super) fn create(
         return Ok(answer);
     }
     if let Some(existing) = state.templates.get(id) {
-        return if existing.spec == *spec {
-            Ok(Reply::Template(existing.clone()))
-        } else {
-            Err(Rejected::TemplateExists(id.clone()))
-        };
+        if existing.spec != *spec {
+            return Err(Rejected::TemplateExists(id.clone()));
+        }
+        let reply = Reply::Template(existing.clone());
+        state.requests.remember(&context.scope(None), request, state.log_time, &reply);
+        return Ok(reply);
     }
     if state.templates.len() as u64 >= MAX_TEMPLATES {
         return Err(Rejected::LimitReached { what: "the table of templates", limit: MAX_TEMPLATES });

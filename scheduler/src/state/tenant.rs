@@ -1,14 +1,179 @@
-//! Who owns sandboxes.
+//! Who owns sandboxes, and how much of the region each may have.
 
+use warren_proto::ids::{SandboxName, TenantId};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
+
+use super::State;
 use super::command::LogTime;
+use super::outcome::{Rejected, Reply};
+use super::sandbox::{Life, MAX_SANDBOXES, Sandbox};
 
 /// Most tenants of a region. A tenant's record is small; this bounds what a caller can make the ledger hold.
 pub const MAX_TENANTS: u64 = 100_000;
 
-/// A tenant. It comes into being with its first sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Most sandboxes of one tenant without a quota, in any state: one tenant cannot fill the table for all others.
+pub const MAX_SANDBOXES_OF_TENANT: u64 = MAX_SANDBOXES / 4 * 3;
+
+/// Most sandboxes of one tenant that wait for a node.
+pub const MAX_PENDING_OF_TENANT: u64 = 100_000;
+
+/// Thousandths: a rate of less than one a minute still adds up.
+const MILLI: u64 = 1000;
+
+const MINUTE_MS: u64 = 60 * 1000;
+
+/// Most that a tenant may have at once; `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quota {
+    pub cpu: Option<MilliCpu>,
+    pub memory: Option<Bytes>,
+    pub disk: Option<Bytes>,
+    pub gpus: Option<Gpus>,
+    /// That have not ended.
+    pub sandboxes: Option<u64>,
+    /// On average; as many at once.
+    pub creates_per_minute: Option<u64>,
+}
+
+/// A tenant. It comes into being with its first sandbox, or with its quota.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tenant {
     pub created: LogTime,
+    /// Its own; the default holds where it has none.
+    pub quota: Option<Quota>,
     /// Sandboxes that it has, in any state.
     pub sandboxes: u64,
+    /// Those that have not ended, and what they ask for.
+    pub live: u64,
+    pub used: Resources,
+    /// Those that wait for a node.
+    pub pending: u64,
+    /// Creates that it may do at once, in thousandths, as of a time.
+    pub creates_left: (u64, LogTime),
+}
+
+impl Tenant {
+    /// The creates that it has left at `now` under a rate, in thousandths.
+    fn creates_left(&self, now: LogTime, per_minute: u64) -> u64 {
+        let full = per_minute.saturating_mul(MILLI);
+        let (left, at) = self.creates_left;
+        if at == LogTime::default() {
+            return full;
+        }
+        let waited = now.0.saturating_sub(at.0);
+        left.saturating_add(waited.saturating_mul(per_minute) / (MINUTE_MS / MILLI)).min(full)
+    }
+
+    fn count(&mut self, sandbox: &Sandbox) {
+        self.sandboxes = self.sandboxes.saturating_add(1);
+        if sandbox.life.ended().is_none() {
+            self.live = self.live.saturating_add(1);
+            self.used = self.used.checked_add(sandbox.spec.resources).unwrap_or(self.used);
+        }
+        if matches!(sandbox.life, Life::Pending { .. }) {
+            self.pending = self.pending.saturating_add(1);
+        }
+    }
+
+    fn discount(&mut self, sandbox: &Sandbox) {
+        self.sandboxes = self.sandboxes.saturating_sub(1);
+        if sandbox.life.ended().is_none() {
+            self.live = self.live.saturating_sub(1);
+            self.used = self.used.saturating_sub(sandbox.spec.resources);
+        }
+        if matches!(sandbox.life, Life::Pending { .. }) {
+            self.pending = self.pending.saturating_sub(1);
+        }
+    }
+}
+
+/// The quota that holds for a tenant.
+pub fn quota_of(state: &State, id: &TenantId) -> Quota {
+    state.tenants.get(id).and_then(|tenant| tenant.quota).or(state.region.default_quota).unwrap_or_default()
+}
+
+pub(super) fn count(state: &mut State, sandbox: &Sandbox) {
+    let created = state.log_time;
+    let entry = state.tenants.entry(sandbox.name.tenant.clone());
+    entry.or_insert_with(|| Tenant { created, ..Tenant::default() }).count(sandbox);
+}
+
+pub(super) fn discount(state: &mut State, sandbox: &Sandbox) {
+    if let Some(tenant) = state.tenants.get_mut(&sandbox.name.tenant) {
+        tenant.discount(sandbox);
+    }
+}
+
+/// Drops the record of a tenant that has nothing left. One whose rate is limited stays: its next create is counted.
+pub(super) fn drop_empty(state: &mut State, id: &TenantId) {
+    let limited = quota_of(state, id).creates_per_minute.is_some();
+    let empty = state.tenants.get(id).is_some_and(|tenant| tenant.sandboxes == 0 && tenant.quota.is_none());
+    if empty && !limited {
+        state.tenants.remove(id);
+    }
+}
+
+/// Whether the tenant may have one more sandbox of this size, now; takes it off the rate.
+pub(super) fn admit(state: &mut State, name: &SandboxName, wanted: Resources) -> Result<(), Rejected> {
+    let id = &name.tenant;
+    if !state.tenants.contains_key(id) && state.tenants.len() as u64 >= MAX_TENANTS {
+        return Err(Rejected::LimitReached { what: "the table of tenants", limit: MAX_TENANTS });
+    }
+    let quota = quota_of(state, id);
+    let now = state.log_time;
+    let tenant = state.tenants.entry(id.clone()).or_insert_with(|| Tenant { created: now, ..Tenant::default() });
+    if tenant.sandboxes >= MAX_SANDBOXES_OF_TENANT {
+        return Err(Rejected::LimitReached { what: "the tenant's share of sandboxes", limit: MAX_SANDBOXES_OF_TENANT });
+    }
+    if tenant.pending >= MAX_PENDING_OF_TENANT {
+        return Err(Rejected::LimitReached { what: "the tenant's share of the queue", limit: MAX_PENDING_OF_TENANT });
+    }
+    let Some(sum) = tenant.used.checked_add(wanted) else {
+        return Err(Rejected::LimitReached { what: "the sum of what the tenant asks for", limit: u64::MAX });
+    };
+    within(tenant, &quota, sum)?;
+    if let Some(per_minute) = quota.creates_per_minute {
+        let left = tenant.creates_left(now, per_minute);
+        let Some(rest) = left.checked_sub(MILLI) else {
+            let wait = MILLI.saturating_sub(left).saturating_mul(MINUTE_MS / MILLI).div_ceil(per_minute.max(1));
+            return Err(Rejected::CreateRate { per_minute, retry_after_ms: wait });
+        };
+        tenant.creates_left = (rest, now);
+    }
+    Ok(())
+}
+
+fn within(tenant: &Tenant, quota: &Quota, sum: Resources) -> Result<(), Rejected> {
+    let live = tenant.live.saturating_add(1);
+    let used = tenant.used;
+    let dimensions = [
+        ("sandboxes", quota.sandboxes, tenant.live, live),
+        ("cpu_milli", quota.cpu.map(|n| n.0), used.cpu.0, sum.cpu.0),
+        ("memory_bytes", quota.memory.map(|n| n.0), used.memory.0, sum.memory.0),
+        ("disk_bytes", quota.disk.map(|n| n.0), used.disk.0, sum.disk.0),
+        ("gpus", quota.gpus.map(|n| n.0), used.gpus.0, sum.gpus.0),
+    ];
+    for (dimension, limit, used, wanted) in dimensions {
+        if let Some(limit) = limit
+            && wanted > limit
+            && wanted > used
+        {
+            return Err(Rejected::QuotaExceeded { dimension, used, limit });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set_quota(state: &mut State, id: Option<&TenantId>, quota: Option<Quota>) -> Result<Reply, Rejected> {
+    let Some(id) = id else {
+        state.region.default_quota = quota;
+        return Ok(Reply::Done);
+    };
+    if !state.tenants.contains_key(id) && state.tenants.len() as u64 >= MAX_TENANTS {
+        return Err(Rejected::LimitReached { what: "the table of tenants", limit: MAX_TENANTS });
+    }
+    let created = state.log_time;
+    state.tenants.entry(id.clone()).or_insert_with(|| Tenant { created, ..Tenant::default() }).quota = quota;
+    drop_empty(state, id);
+    Ok(Reply::Done)
 }

@@ -9,6 +9,7 @@ use super::State;
 use super::command::{Body, Caller, Command, LogTime, TemplateSpec};
 use super::node::testing::report;
 use super::sandbox::SandboxSpec;
+use super::settings::{Isolation, Restart, Settings};
 
 pub(crate) fn resources(cpu: u64, memory: u64) -> Resources {
     Resources { cpu: MilliCpu(cpu), memory: Bytes(memory), disk: Bytes(0), ..Resources::default() }
@@ -28,9 +29,13 @@ pub(crate) fn spec(cpu: u64, memory: u64) -> SandboxSpec {
         command: vec![],
         environment: BTreeMap::new(),
         working_directory: String::new(),
-        labels: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         resources: resources(cpu, memory),
         pids: 64,
+        restart: Restart::Never,
+        isolation: Isolation::Keep,
+        queue_timeout_ms: None,
+        settings: Settings::default(),
     }
 }
 

@@ -43,7 +43,7 @@ impl Ledger {
 
     fn create(&mut self, id: &str, on: &str, request: Option<RequestKey>) -> Result<Reply, Rejected> {
         let decision = Decision::Place(node(on));
-        self.run(Body::CreateSandbox { sandbox: name(id), spec: spec(400, 400), decision, request })
+        self.run(Body::CreateSandbox { sandbox: name(id), spec: spec(400, 400).into(), decision, request })
     }
 
     fn observe(&mut self, on: &str, id: &str, epoch: u64, phase: Phase) -> Result<Reply, Rejected> {
@@ -52,7 +52,7 @@ impl Ledger {
     }
 
     fn observe_all(&mut self, on: &str, sandboxes: Vec<Observed>) -> Result<Reply, Rejected> {
-        let observation = Observation { sandboxes, templates: BTreeSet::new() };
+        let observation = Observation { sandboxes, templates: Some(BTreeSet::new()) };
         self.run(Body::Observe { node: node(on), incarnation: 1, observation })
     }
 
@@ -231,7 +231,7 @@ fn a_chosen_id_is_idempotent_for_the_same_sandbox_only() {
     assert!(ledger.create("s", "b", None).is_ok(), "the same spec, whatever the decision");
     let other = Body::CreateSandbox {
         sandbox: name("s"),
-        spec: spec(1, 1),
+        spec: spec(1, 1).into(),
         decision: Decision::Place(node("a")),
         request: None,
     };
@@ -315,7 +315,7 @@ fn any_body() -> impl Strategy<Value = Body> {
         phase,
     });
     let observe = (host(), 0u128..3, prop::collection::vec(seen, 0..4)).prop_map(|(node, incarnation, sandboxes)| {
-        Body::Observe { node, incarnation, observation: Observation { sandboxes, templates: BTreeSet::new() } }
+        Body::Observe { node, incarnation, observation: Observation { sandboxes, templates: Some(BTreeSet::new()) } }
     });
     let key = prop::option::of((0u64..3, 0u8..2).prop_map(|(salt, payload)| RequestKey {
         payload: [payload; 32],
@@ -323,7 +323,7 @@ fn any_body() -> impl Strategy<Value = Body> {
     }));
     prop_oneof![
         4 => (sandbox(), host(), 1u64..700, key.clone()).prop_map(|(sandbox, on, cpu, request)| Body::CreateSandbox {
-            sandbox, spec: spec(cpu, cpu), decision: Decision::Place(on), request
+            sandbox, spec: spec(cpu, cpu).into(), decision: Decision::Place(on), request
         }),
         6 => observe,
         3 => (sandbox(), 0u64..5, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), node }),

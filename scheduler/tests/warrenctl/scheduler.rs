@@ -20,6 +20,50 @@ const PAGE: usize = 2;
 
 #[tonic::async_trait]
 impl ClusterService for Region {
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupResponse, Status>> + Send>>;
+
+    async fn join_replica(&self, _: Request<JoinReplicaRequest>) -> Result<Response<JoinReplicaResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn remove_replica(
+        &self,
+        _: Request<RemoveReplicaRequest>,
+    ) -> Result<Response<RemoveReplicaResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn transfer_leadership(
+        &self,
+        _: Request<TransferLeadershipRequest>,
+    ) -> Result<Response<TransferLeadershipResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn set_pause(&self, _: Request<SetPauseRequest>) -> Result<Response<SetPauseResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn release_brake(&self, _: Request<ReleaseBrakeRequest>) -> Result<Response<ReleaseBrakeResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn set_level(&self, _: Request<SetLevelRequest>) -> Result<Response<SetLevelResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(not_faked())
+    }
+
+    async fn check_state(&self, _: Request<CheckStateRequest>) -> Result<Response<CheckStateResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn get_debug_info(&self, _: Request<GetDebugInfoRequest>) -> Result<Response<GetDebugInfoResponse>, Status> {
+        Err(not_faked())
+    }
+
     async fn get_cluster_status(
         &self,
         _: Request<GetClusterStatusRequest>,
@@ -43,6 +87,10 @@ impl ClusterService for Region {
     }
 }
 
+fn not_faked() -> Status {
+    Status::unimplemented("the fake cannot do this")
+}
+
 /// One page, and the token of the next.
 fn page<T: Clone>(all: Vec<T>, token: &str) -> (Vec<T>, String) {
     let from: usize = token.parse().unwrap_or(0);
@@ -52,6 +100,26 @@ fn page<T: Clone>(all: Vec<T>, token: &str) -> (Vec<T>, String) {
 
 #[tonic::async_trait]
 impl NodeService for Region {
+    async fn cordon_node(&self, _: Request<CordonNodeRequest>) -> Result<Response<Node>, Status> {
+        Err(not_faked())
+    }
+
+    async fn uncordon_node(&self, _: Request<UncordonNodeRequest>) -> Result<Response<Node>, Status> {
+        Err(not_faked())
+    }
+
+    async fn set_node_labels(&self, _: Request<SetNodeLabelsRequest>) -> Result<Response<Node>, Status> {
+        Err(not_faked())
+    }
+
+    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Result<Response<ForgetNodeResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn stop_orphan(&self, _: Request<StopOrphanRequest>) -> Result<Response<Node>, Status> {
+        Err(not_faked())
+    }
+
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
         let name = request.into_inner().name;
         let found = self.book().nodes.iter().find(|node| node.name == name).cloned();
@@ -70,6 +138,21 @@ type Events = Pin<Box<dyn Stream<Item = Result<WatchSandboxesResponse, Status>> 
 #[tonic::async_trait]
 impl SandboxService for Region {
     type WatchSandboxesStream = Events;
+
+    async fn batch_create_sandboxes(
+        &self,
+        _: Request<BatchCreateSandboxesRequest>,
+    ) -> Result<Response<BatchCreateSandboxesResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn wait_sandbox(&self, _: Request<WaitSandboxRequest>) -> Result<Response<WaitSandboxResponse>, Status> {
+        Err(not_faked())
+    }
+
+    async fn update_sandbox(&self, _: Request<UpdateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
+        Err(not_faked())
+    }
 
     async fn create_sandbox(&self, request: Request<CreateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
         let request = request.into_inner();

@@ -89,8 +89,15 @@ const FIXED_JSON: &str = r#"{
     "cpuMilli": 250,
     "memoryBytes": 268435456,
     "diskBytes": 1073741824,
-    "pids": 256
+    "pids": 256,
+    "gpus": 0
   },
+  "annotations": {},
+  "secretEnvironment": {},
+  "restartPolicy": "RESTART_POLICY_UNSPECIFIED",
+  "onIsolation": "ON_ISOLATION_UNSPECIFIED",
+  "onDeadline": "ON_DEADLINE_UNSPECIFIED",
+  "priority": 0,
   "state": "SANDBOX_STATE_STOPPED",
   "node": "",
   "epoch": 2,
@@ -101,7 +108,10 @@ const FIXED_JSON: &str = r#"{
     "oomKilled": true
   },
   "outputTail": "YnllCg==",
-  "revision": 18446744073709551615
+  "revision": 18446744073709551615,
+  "etag": "",
+  "secretNames": [],
+  "restartCount": 0
 }
 "#;
 
@@ -178,11 +188,11 @@ fn node(id: &str, state: NodeState) -> Node {
 #[tokio::test]
 async fn nodes_show_what_they_have_left() {
     let fake = Fake::start().await;
-    fake.book().nodes = vec![node("n1", NodeState::Ready), node("n2", NodeState::Unreachable)];
+    fake.book().nodes = vec![node("n1", NodeState::Ready), node("n2", NodeState::Down)];
     let expected = "\
-NODE   STATE         SANDBOXES   CPU       MEMORY            DISK             ADDRESS          AGE
-n1     READY         6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
-n2     UNREACHABLE   6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
+NODE   STATE   SANDBOXES   CPU       MEMORY            DISK             ADDRESS          AGE
+n1     READY   6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
+n2     DOWN    6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.1:7080   2d3h
 ";
     assert_eq!(ctl(&fake, &["node", "list"]).await.ok(), expected);
     let shown = ctl(&fake, &["node", "show", "n1"]).await.ok();

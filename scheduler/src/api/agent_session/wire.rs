@@ -9,6 +9,7 @@ use warren_proto::v1;
 use warren_proto::v1::sandbox_observation::Phase as WirePhase;
 
 use crate::api::status::invalid_field;
+use crate::api::validate;
 use crate::state::command::{Observation, Observed, Phase};
 use crate::state::node::NodeReport;
 use crate::state::sandbox::Exit;
@@ -22,7 +23,10 @@ const MAX_REASON: usize = 1024;
 /// Most sandboxes of one observation: as many as a large host runs.
 const MAX_OBSERVED: usize = 10_000;
 
-/// Most templates, labels and drivers that one node reports.
+/// Most drivers of a node, and bytes of a driver's name.
+const MAX_DRIVERS: usize = 32;
+
+/// Most templates that one node reports: they fit a log entry.
 const MAX_REPORTED: usize = 1_000;
 
 /// An agent's first message.
@@ -41,9 +45,10 @@ pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
     if wire.data_plane_address.rsplit_once(':').is_none() {
         return Err(invalid_field("hello.data_plane_address", "must be `host:port`"));
     }
-    let most = wire.labels.len().max(wire.drivers.len());
-    if most > MAX_REPORTED {
-        return Err(invalid_field("hello.labels", format!("at most {MAX_REPORTED} labels and drivers")));
+    let labels = wire.labels.into_iter().map(|label| (label.key, label.value)).collect::<BTreeMap<_, _>>();
+    let labels = validate::labels("hello.labels", &labels)?;
+    if wire.drivers.len() > MAX_DRIVERS || wire.drivers.iter().any(|driver| driver.len() > MAX_DRIVERS) {
+        return Err(invalid_field("hello.drivers", format!("at most {MAX_DRIVERS}, each of at most as many bytes")));
     }
     let report = NodeReport {
         incarnation: incarnation.as_u128(),
@@ -55,9 +60,10 @@ pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
             disk: Bytes(amount("hello.capacity.disk_bytes", capacity.disk_bytes)?),
             gpus: Gpus(amount("hello.capacity.gpus", capacity.gpus)?),
         },
-        labels: wire.labels.into_iter().map(|label| (label.key, label.value)).collect::<BTreeMap<_, _>>(),
+        labels,
         drivers: wire.drivers,
-        agent_version: wire.agent_version,
+        agent_version: shortened(&wire.agent_version),
+        fence: wire.fence,
     };
     let observation = wire.observation.ok_or_else(|| invalid_field("hello.observation", "must be set"))?;
     let observation = self::observation(observation)?;
@@ -76,7 +82,7 @@ pub(super) fn observation(wire: v1::Observation) -> Result<Observation, Status> 
     let digest =
         |text: &String| Digest::parse(text).map_err(|e| invalid_field("observation.template_digests", e.to_string()));
     Ok(Observation {
-        templates: wire.template_digests.iter().map(digest).collect::<Result<BTreeSet<_>, _>>()?,
+        templates: Some(wire.template_digests.iter().map(digest).collect::<Result<BTreeSet<_>, _>>()?),
         sandboxes: wire.sandboxes.into_iter().map(observed).collect::<Result<Vec<_>, _>>()?,
     })
 }

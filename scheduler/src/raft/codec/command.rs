@@ -1,15 +1,26 @@
 //! Commands as log entries hold them. Each body has its number for ever.
 
-use warren_proto::ids::{Epoch, ReplicaId};
+use std::sync::Arc;
+
+use warren_proto::ids::{Epoch, ReplicaId, SandboxName};
 use warren_proto::v1 as pb;
+use warren_proto::v1::stored_batch_item::Decision as WireItemDecision;
 use warren_proto::v1::stored_caller::Role as WireRole;
 use warren_proto::v1::stored_command::Body as WireBody;
 use warren_proto::v1::stored_create_sandbox::Decision as WireDecision;
 use warren_proto::v1::stored_observed::Phase as WirePhase;
 
 use super::part::{self, array, digest_set, digests, text, u128_bytes, u128_of};
+use super::region;
+use super::settings::{settings, settings_to};
 use super::{CodecError, require};
-use crate::state::command::{Body, Caller, Command, Decision, LedgerId, LogTime, Observation, Observed, Phase, Role};
+use crate::state::command::{
+    BatchItem, Body, Caller, Change, Command, Decision, LedgerId, LogTime, Observation, Observed, Phase, ReplicaRecord,
+    RequestKey, Role,
+};
+use crate::state::level::Level;
+use crate::state::sandbox::SandboxSpec;
+use crate::state::settings::Settings;
 
 impl From<&Command> for pb::StoredCommand {
     fn from(from: &Command) -> Self {
@@ -64,12 +75,8 @@ impl From<&Body> for WireBody {
             Body::AdvanceTime { samples } => {
                 Self::AdvanceTime(pb::StoredAdvanceTime { samples_ms: samples.iter().map(|time| time.0).collect() })
             }
-            Body::PutReplica { replica, api_address, token_key } => Self::PutReplica(pb::StoredPutReplica {
-                replica_id: replica.0,
-                api_address: api_address.clone(),
-                token_key: token_key.to_vec(),
-                ..Default::default()
-            }),
+            Body::PutReplica { replica, record } => Self::PutReplica(put_replica_to(*replica, record)),
+            Body::SetLevel { level } => Self::SetLevel(pb::StoredSetLevel { level: level.0 }),
             Body::RegisterNode { node, report } => {
                 Self::RegisterNode(pb::StoredRegisterNode { node: node.to_string(), report: Some(report.into()) })
             }
@@ -84,7 +91,8 @@ impl From<&Body> for WireBody {
                 node: node.to_string(),
                 incarnation: u128_bytes(*incarnation),
                 sandboxes: observation.sandboxes.iter().map(Into::into).collect(),
-                template_digests: digests(&observation.templates),
+                template_digests: observation.templates.as_ref().map(digests).unwrap_or_default(),
+                templates_unchanged: observation.templates.is_none(),
             }),
             Body::CreateTemplate { template, spec, request } => Self::CreateTemplate(pb::StoredCreateTemplate {
                 template: template.to_string(),
@@ -96,7 +104,7 @@ impl From<&Body> for WireBody {
             }
             Body::CreateSandbox { sandbox, spec, decision, request } => Self::CreateSandbox(pb::StoredCreateSandbox {
                 sandbox: sandbox.to_string(),
-                spec: Some(spec.into()),
+                spec: Some(spec.as_ref().into()),
                 decision: Some(decision.into()),
                 request: request.as_ref().map(Into::into),
             }),
@@ -117,8 +125,160 @@ impl From<&Body> for WireBody {
             Body::ForgetEnded { sandboxes } => Self::ForgetEnded(pb::StoredForgetEnded {
                 sandboxes: sandboxes.iter().map(ToString::to_string).collect(),
             }),
+            Body::EndDue { sandboxes } => {
+                Self::EndDue(pb::StoredEndDue { sandboxes: sandboxes.iter().map(ToString::to_string).collect() })
+            }
+            other => of_second_level(other),
         }
     }
+}
+
+/// The bodies of level 2.
+fn of_second_level(from: &Body) -> WireBody {
+    match from {
+        Body::SetNodeCondition { node, incarnation, to } => WireBody::SetNodeCondition(pb::StoredSetNodeCondition {
+            node: node.to_string(),
+            incarnation: u128_bytes(*incarnation),
+            condition: super::entity::condition_to(*to).into(),
+        }),
+        Body::SetNodePolicy { node, cordoned, set_labels, remove_labels } => {
+            WireBody::SetNodePolicy(pb::StoredSetNodePolicy {
+                node: node.to_string(),
+                cordoned: *cordoned,
+                set_labels: part::pairs(set_labels),
+                remove_labels: remove_labels.iter().cloned().collect(),
+            })
+        }
+        Body::ForgetNode { node } => WireBody::ForgetNode(pb::StoredForgetNode { node: node.to_string() }),
+        Body::StopOrphan { node, sandbox, epoch } => WireBody::StopOrphan(pb::StoredStopOrphan {
+            node: node.to_string(),
+            sandbox: sandbox.to_string(),
+            epoch: epoch.0,
+        }),
+        Body::RequeueSandbox { sandbox, epoch } => {
+            WireBody::RequeueSandbox(pb::StoredRequeueSandbox { sandbox: sandbox.to_string(), epoch: epoch.0 })
+        }
+        Body::UpdateSandbox { sandbox, change, if_revision, request } => {
+            WireBody::UpdateSandbox(update_to(sandbox, change, *if_revision, request.as_ref()))
+        }
+        Body::CreateBatch { items, request } => WireBody::CreateBatch(create_batch_to(items, request.as_ref())),
+        Body::SetQuota { tenant, quota } => WireBody::SetQuota(pb::StoredSetQuota {
+            tenant: text(tenant.as_ref()),
+            quota: quota.as_ref().map(region::quota_to),
+        }),
+        Body::SetPause { creates, placement, moves } => {
+            WireBody::SetPause(pb::StoredSetPause { creates: *creates, placement: *placement, moves: *moves })
+        }
+        _ => WireBody::ReleaseBrake(pb::StoredBlank {}),
+    }
+}
+
+pub fn put_replica_to(replica: ReplicaId, record: &ReplicaRecord) -> pb::StoredPutReplica {
+    pb::StoredPutReplica {
+        replica_id: replica.0,
+        api_address: record.api_address.clone(),
+        token_key: record.token_key.to_vec(),
+        disk_id: disk_to(record.disk),
+        max_level: level_to(record.max_level),
+    }
+}
+
+/// The first is absent: builds that knew no other did not write it.
+pub fn level_to(level: Level) -> u32 {
+    if level <= Level::FIRST { 0 } else { level.0 }
+}
+
+pub fn level(stored: u32) -> Level {
+    Level(stored.max(Level::FIRST.0))
+}
+
+/// Absent where it is not told.
+pub fn disk_to(disk: u128) -> Vec<u8> {
+    if disk == 0 { Vec::new() } else { u128_bytes(disk) }
+}
+
+pub fn disk(bytes: &[u8]) -> Result<u128, CodecError> {
+    if bytes.is_empty() { Ok(0) } else { u128_of(bytes, "disk_id") }
+}
+
+fn update_to(
+    sandbox: &SandboxName,
+    change: &Change,
+    if_revision: Option<u64>,
+    request: Option<&RequestKey>,
+) -> pb::StoredUpdateSandbox {
+    let Change { labels, annotations, expiry, egress, priority } = change.clone();
+    pb::StoredUpdateSandbox {
+        sandbox: sandbox.to_string(),
+        labels: labels.is_some(),
+        annotations: annotations.is_some(),
+        expiry: expiry.is_some(),
+        egress: egress.is_some(),
+        priority: priority.is_some(),
+        settings: Some(settings_to(&Settings {
+            labels: labels.unwrap_or_default(),
+            annotations: annotations.unwrap_or_default(),
+            expiry: expiry.unwrap_or_default(),
+            egress: egress.unwrap_or_default(),
+            priority: priority.unwrap_or_default(),
+        })),
+        if_revision: if_revision.unwrap_or(0),
+        request: request.map(Into::into),
+    }
+}
+
+fn update(body: pb::StoredUpdateSandbox) -> Result<Body, CodecError> {
+    let new = settings(require(body.settings, "settings")?)?;
+    Ok(Body::UpdateSandbox {
+        sandbox: part::sandbox(&body.sandbox, "sandbox")?,
+        change: Change::of(new, body.labels, body.annotations, body.expiry, body.egress, body.priority),
+        if_revision: Some(body.if_revision).filter(|revision| *revision > 0),
+        request: part::request(body.request)?,
+    })
+}
+
+/// Equal specs stand there once.
+fn create_batch_to(items: &[BatchItem], request: Option<&RequestKey>) -> pb::StoredCreateBatch {
+    let mut specs: Vec<&Arc<SandboxSpec>> = Vec::new();
+    let mut wire = Vec::with_capacity(items.len());
+    for item in items {
+        let known = specs.iter().rposition(|known| Arc::ptr_eq(known, &item.spec) || **known == item.spec);
+        let spec = known.unwrap_or_else(|| {
+            specs.push(&item.spec);
+            specs.len() - 1
+        });
+        let decision = match &item.decision {
+            Decision::Place(node) => WireItemDecision::Place(node.to_string()),
+            Decision::Queue(reason) => WireItemDecision::Queue(reason.into()),
+        };
+        let spec = u32::try_from(spec).unwrap_or(u32::MAX);
+        wire.push(pb::StoredBatchItem { sandbox: item.sandbox.to_string(), spec, decision: Some(decision) });
+    }
+    let specs = specs.into_iter().map(|spec| spec.as_ref().into()).collect();
+    pb::StoredCreateBatch { specs, items: wire, request: request.map(Into::into) }
+}
+
+fn create_batch(body: pb::StoredCreateBatch) -> Result<Body, CodecError> {
+    let specs = body
+        .specs
+        .into_iter()
+        .map(|spec| Ok(Arc::<SandboxSpec>::new(spec.try_into()?)))
+        .collect::<Result<Vec<_>, CodecError>>()?;
+    let item = |item: pb::StoredBatchItem| {
+        let spec = usize::try_from(item.spec).ok().and_then(|at| specs.get(at));
+        let decision = match require(item.decision, "item.decision")? {
+            WireItemDecision::Place(node) => Decision::Place(part::node(&node, "decision.place")?),
+            WireItemDecision::Queue(reason) => Decision::Queue(reason.try_into()?),
+        };
+        let sandbox = part::sandbox(&item.sandbox, "item.sandbox")?;
+        Ok(BatchItem { sandbox, spec: spec.ok_or(CodecError::Malformed { field: "item.spec" })?.clone(), decision })
+    };
+    let items = body.items.into_iter().map(item).collect::<Result<_, CodecError>>()?;
+    Ok(Body::CreateBatch { items, request: part::request(body.request)? })
+}
+
+fn names(names: &[String]) -> Result<Vec<SandboxName>, CodecError> {
+    names.iter().map(|name| part::sandbox(name, "sandboxes")).collect()
 }
 
 impl TryFrom<WireBody> for Body {
@@ -131,11 +291,9 @@ impl TryFrom<WireBody> for Body {
             WireBody::AdvanceTime(body) => {
                 Self::AdvanceTime { samples: body.samples_ms.into_iter().map(LogTime).collect() }
             }
-            WireBody::PutReplica(body) => Self::PutReplica {
-                replica: ReplicaId(body.replica_id),
-                api_address: body.api_address,
-                token_key: array(&body.token_key, "token_key")?,
-            },
+            WireBody::PutReplica(body) => {
+                Self::PutReplica { replica: ReplicaId(body.replica_id), record: put_replica(&body)? }
+            }
             WireBody::RegisterNode(body) => Self::RegisterNode {
                 node: part::node(&body.node, "node")?,
                 report: require(body.report, "report")?.try_into()?,
@@ -156,7 +314,7 @@ impl TryFrom<WireBody> for Body {
             }
             WireBody::CreateSandbox(body) => Self::CreateSandbox {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
-                spec: require(body.spec, "spec")?.try_into()?,
+                spec: Arc::new(require(body.spec, "spec")?.try_into()?),
                 decision: require(body.decision, "decision")?.try_into()?,
                 request: part::request(body.request)?,
             },
@@ -174,27 +332,51 @@ impl TryFrom<WireBody> for Body {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
                 request: part::request(body.request)?,
             },
-            WireBody::SetLevel(_)
-            | WireBody::SetNodeCondition(_)
-            | WireBody::SetNodePolicy(_)
-            | WireBody::ForgetNode(_)
-            | WireBody::StopOrphan(_)
-            | WireBody::RequeueSandbox(_)
-            | WireBody::UpdateSandbox(_)
-            | WireBody::CreateBatch(_)
-            | WireBody::SetQuota(_)
-            | WireBody::SetPause(_)
-            | WireBody::ReleaseBrake(_)
-            | WireBody::EndDue(_) => return Err(CodecError::Missing { field: "command.body" }),
-            WireBody::ForgetEnded(body) => Self::ForgetEnded {
-                sandboxes: body
-                    .sandboxes
-                    .iter()
-                    .map(|name| part::sandbox(name, "sandboxes"))
-                    .collect::<Result<_, _>>()?,
+            WireBody::SetLevel(body) => Self::SetLevel { level: Level(body.level) },
+            WireBody::SetNodeCondition(body) => Self::SetNodeCondition {
+                to: super::entity::condition(body.condition()).ok_or(CodecError::Missing { field: "condition" })?,
+                node: part::node(&body.node, "node")?,
+                incarnation: u128_of(&body.incarnation, "incarnation")?,
             },
+            WireBody::SetNodePolicy(body) => Self::SetNodePolicy {
+                node: part::node(&body.node, "node")?,
+                cordoned: body.cordoned,
+                set_labels: part::map(body.set_labels),
+                remove_labels: body.remove_labels.into_iter().collect(),
+            },
+            WireBody::ForgetNode(body) => Self::ForgetNode { node: part::node(&body.node, "node")? },
+            WireBody::StopOrphan(body) => Self::StopOrphan {
+                node: part::node(&body.node, "node")?,
+                sandbox: part::sandbox(&body.sandbox, "sandbox")?,
+                epoch: Epoch(body.epoch),
+            },
+            WireBody::RequeueSandbox(body) => {
+                Self::RequeueSandbox { sandbox: part::sandbox(&body.sandbox, "sandbox")?, epoch: Epoch(body.epoch) }
+            }
+            WireBody::UpdateSandbox(body) => update(body)?,
+            WireBody::CreateBatch(body) => create_batch(body)?,
+            WireBody::SetQuota(body) => Self::SetQuota {
+                tenant: part::optional(&body.tenant, part::tenant, "tenant")?,
+                quota: body.quota.map(region::quota),
+            },
+            WireBody::SetPause(body) => {
+                Self::SetPause { creates: body.creates, placement: body.placement, moves: body.moves }
+            }
+            WireBody::ReleaseBrake(_) => Self::ReleaseBrake,
+            WireBody::EndDue(body) => Self::EndDue { sandboxes: names(&body.sandboxes)? },
+            WireBody::ForgetEnded(body) => Self::ForgetEnded { sandboxes: names(&body.sandboxes)? },
         })
     }
+}
+
+/// What a replica says of itself.
+pub fn put_replica(body: &pb::StoredPutReplica) -> Result<ReplicaRecord, CodecError> {
+    Ok(ReplicaRecord {
+        api_address: body.api_address.clone(),
+        token_key: array(&body.token_key, "token_key")?,
+        disk: disk(&body.disk_id)?,
+        max_level: level(body.max_level),
+    })
 }
 
 fn observe(body: pb::StoredObserve) -> Result<Body, CodecError> {
@@ -203,7 +385,7 @@ fn observe(body: pb::StoredObserve) -> Result<Body, CodecError> {
         incarnation: u128_of(&body.incarnation, "incarnation")?,
         observation: Observation {
             sandboxes: body.sandboxes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-            templates: digest_set(&body.template_digests)?,
+            templates: if body.templates_unchanged { None } else { Some(digest_set(&body.template_digests)?) },
         },
     })
 }

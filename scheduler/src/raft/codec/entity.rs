@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use warren_proto::ids::{Epoch, Generation, ReplicaId};
+use warren_proto::ids::{Epoch, Generation, ReplicaId, SandboxName, TenantId};
+use warren_proto::units::Resources;
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_answer::Reply as WireReply;
 use warren_proto::v1::stored_sandbox::Life as WireLife;
 
 use super::part::{self, array, digest_set, digests, resources, resources_to, text, u128_bytes, u128_of};
-use super::{CodecError, require};
-use crate::state::ReplicaRecord;
-use crate::state::command::LogTime;
-use crate::state::node::Node;
+use super::settings::{settings, settings_to};
+use super::{CodecError, region, require};
+use crate::state::command::{LogTime, ReplicaRecord};
+use crate::state::node::{Condition, Node};
 use crate::state::outcome::Reply;
 use crate::state::request::{Answer, Scope};
-use crate::state::sandbox::{Ending, Life, Sandbox};
+use crate::state::sandbox::{Ending, FailedKind, Life, Sandbox};
 use crate::state::template::Template;
 use crate::state::tenant::Tenant;
 
@@ -23,12 +24,18 @@ pub fn replica_to(id: ReplicaId, record: &ReplicaRecord) -> pb::StoredReplica {
         replica_id: id.0,
         api_address: record.api_address.clone(),
         token_key: record.token_key.to_vec(),
-        ..Default::default()
+        disk_id: super::command::disk_to(record.disk),
+        max_level: super::command::level_to(record.max_level),
     }
 }
 
 pub fn replica_from(from: pb::StoredReplica) -> Result<(ReplicaId, ReplicaRecord), CodecError> {
-    let record = ReplicaRecord { api_address: from.api_address, token_key: array(&from.token_key, "token_key")? };
+    let record = ReplicaRecord {
+        token_key: array(&from.token_key, "token_key")?,
+        disk: super::command::disk(&from.disk_id)?,
+        max_level: super::command::level(from.max_level),
+        api_address: from.api_address,
+    };
     Ok((ReplicaId(from.replica_id), record))
 }
 
@@ -42,15 +49,46 @@ impl From<&Node> for pb::StoredNode {
             node: from.id.to_string(),
             report: Some((&from.report).into()),
             registered_ms: from.registered.0,
-            reachable: from.reachable,
+            reachable: from.is_ready(),
             generation: from.generation.0,
             assigned: Some(resources_to(from.assigned)),
             sandboxes: from.sandboxes.iter().map(ToString::to_string).collect(),
             template_digests: digests(&from.templates),
             orphans: from.orphans.iter().map(orphan).collect(),
             revision: from.revision,
-            ..Default::default()
+            condition: if from.is_ready() { 0 } else { condition_to(from.condition).into() },
+            condition_since_ms: from.since.0,
+            suspected_ms: from.suspected.0,
+            cordoned: from.cordoned,
+            shrunk: from.shrunk,
+            labels: part::pairs(&from.labels),
+            leftovers: from.leftovers.iter().map(leftover_to).collect(),
         }
+    }
+}
+
+fn leftover_to(((sandbox, epoch), held): (&(SandboxName, Epoch), &Resources)) -> pb::StoredLeftover {
+    pb::StoredLeftover { sandbox: sandbox.to_string(), epoch: epoch.0, resources: Some(resources_to(*held)) }
+}
+
+fn leftover(from: &pb::StoredLeftover) -> Result<((SandboxName, Epoch), Resources), CodecError> {
+    Ok(((part::sandbox(&from.sandbox, "leftover")?, Epoch(from.epoch)), resources(from.resources)?))
+}
+
+pub(super) fn condition_to(from: Condition) -> pb::StoredCondition {
+    match from {
+        Condition::Ready => pb::StoredCondition::Ready,
+        Condition::Suspect => pb::StoredCondition::Suspect,
+        Condition::Down => pb::StoredCondition::Down,
+    }
+}
+
+pub(super) fn condition(from: pb::StoredCondition) -> Option<Condition> {
+    match from {
+        pb::StoredCondition::Unspecified => None,
+        pb::StoredCondition::Ready => Some(Condition::Ready),
+        pb::StoredCondition::Suspect => Some(Condition::Suspect),
+        pb::StoredCondition::Down => Some(Condition::Down),
     }
 }
 
@@ -59,11 +97,20 @@ impl TryFrom<pb::StoredNode> for Node {
     fn try_from(from: pb::StoredNode) -> Result<Self, CodecError> {
         let orphan =
             |o: &pb::StoredOrphan| Ok::<_, CodecError>((part::sandbox(&o.sandbox, "orphan")?, part::epoch(o.epoch)));
+        // A ledger of the first level knows only whether it is heard of.
+        let of_first = if from.reachable { Condition::Ready } else { Condition::Down };
+        let is_in = condition(from.condition()).unwrap_or(of_first);
         Ok(Self {
             id: part::node(&from.node, "node")?,
             report: require(from.report, "node.report")?.try_into()?,
             registered: LogTime(from.registered_ms),
-            reachable: from.reachable,
+            condition: is_in,
+            since: LogTime(from.condition_since_ms),
+            suspected: LogTime(from.suspected_ms),
+            cordoned: from.cordoned,
+            shrunk: from.shrunk,
+            leftovers: from.leftovers.iter().map(leftover).collect::<Result<_, _>>()?,
+            labels: part::map(from.labels),
             generation: Generation(from.generation),
             assigned: resources(from.assigned)?,
             sandboxes: from
@@ -103,17 +150,27 @@ impl TryFrom<pb::StoredTemplate> for Template {
     }
 }
 
-pub fn tenant_to(id: &warren_proto::ids::TenantId, tenant: &Tenant) -> pb::StoredTenant {
+/// What its sandboxes ask for is left out: whoever puts them back counts that anew.
+pub fn tenant_to(id: &TenantId, tenant: &Tenant) -> pb::StoredTenant {
+    let (left, at) = tenant.creates_left;
     pb::StoredTenant {
         tenant: id.to_string(),
         created_ms: tenant.created.0,
         sandboxes: tenant.sandboxes,
-        ..Default::default()
+        quota: tenant.quota.as_ref().map(region::quota_to),
+        creates_left_milli: left,
+        creates_left_at_ms: at.0,
     }
 }
 
-pub fn tenant_from(from: &pb::StoredTenant) -> Result<(warren_proto::ids::TenantId, Tenant), CodecError> {
-    let tenant = Tenant { created: LogTime(from.created_ms), sandboxes: from.sandboxes };
+pub fn tenant_from(from: pb::StoredTenant) -> Result<(TenantId, Tenant), CodecError> {
+    let tenant = Tenant {
+        created: LogTime(from.created_ms),
+        sandboxes: from.sandboxes,
+        quota: from.quota.map(region::quota),
+        creates_left: (from.creates_left_milli, LogTime(from.creates_left_at_ms)),
+        ..Tenant::default()
+    };
     Ok((part::tenant(&from.tenant, "tenant")?, tenant))
 }
 
@@ -124,10 +181,10 @@ impl From<&Life> for WireLife {
             since_ms: since.0,
         };
         match from {
-            Life::Pending { reason, since } => Self::Pending(pb::StoredPending {
+            Life::Pending { reason, since, not_before } => Self::Pending(pb::StoredPending {
                 reason: Some(reason.into()),
                 since_ms: since.0,
-                ..Default::default()
+                not_before_ms: not_before.0,
             }),
             Life::Starting { node, since } => Self::Starting(placement(node, since)),
             Life::Running { node, since } => Self::Running(placement(node, since)),
@@ -139,12 +196,15 @@ impl From<&Life> for WireLife {
                 started_ms: ending.started.map(|time| time.0),
                 output_tail: ending.output_tail.clone(),
             }),
-            Life::Failed { code, message, at } => Self::Failed(pb::StoredFailed {
-                code: code.clone(),
-                message: message.clone(),
-                at_ms: at.0,
-                ..Default::default()
-            }),
+            Life::Failed { kind, code, message, at } => {
+                let kind = match kind {
+                    FailedKind::Failed => pb::stored_failed::Kind::Unspecified,
+                    FailedKind::Cancelled => pb::stored_failed::Kind::Cancelled,
+                    FailedKind::Lost => pb::stored_failed::Kind::Lost,
+                };
+                let (code, message) = (code.clone(), message.clone());
+                Self::Failed(pb::StoredFailed { code, message, at_ms: at.0, kind: kind.into() })
+            }
         }
     }
 }
@@ -158,6 +218,7 @@ impl TryFrom<WireLife> for Life {
             WireLife::Pending(pending) => Self::Pending {
                 reason: require(pending.reason, "pending.reason")?.try_into()?,
                 since: LogTime(pending.since_ms),
+                not_before: LogTime(pending.not_before_ms),
             },
             WireLife::Starting(placement) => {
                 let (node, since) = placed(&placement)?;
@@ -181,7 +242,12 @@ impl TryFrom<WireLife> for Life {
                 },
             },
             WireLife::Failed(failed) => {
-                Self::Failed { code: failed.code, message: failed.message, at: LogTime(failed.at_ms) }
+                let kind = match failed.kind() {
+                    pb::stored_failed::Kind::Unspecified => FailedKind::Failed,
+                    pb::stored_failed::Kind::Cancelled => FailedKind::Cancelled,
+                    pb::stored_failed::Kind::Lost => FailedKind::Lost,
+                };
+                Self::Failed { kind, code: failed.code, message: failed.message, at: LogTime(failed.at_ms) }
             }
         })
     }
@@ -198,7 +264,8 @@ impl From<&Sandbox> for pb::StoredSandbox {
             avoid: text(from.avoid.as_ref()),
             created_ms: from.created.0,
             revision: from.revision,
-            ..Default::default()
+            settings: from.updated.as_deref().map(settings_to),
+            restarts: from.restarts,
         }
     }
 }
@@ -215,6 +282,8 @@ impl TryFrom<pb::StoredSandbox> for Sandbox {
             avoid: part::optional(&from.avoid, part::node, "sandbox.avoid")?,
             created: LogTime(from.created_ms),
             revision: from.revision,
+            updated: from.settings.map(settings).transpose()?.map(Arc::new),
+            restarts: from.restarts,
         })
     }
 }
@@ -226,6 +295,9 @@ pub fn answer_to(scope: &Scope, id: u128, answer: &Answer) -> pb::StoredAnswer {
         payload: answer.payload.to_vec(),
         expires_ms: answer.expires.0,
         reply: Some(match &answer.reply {
+            Reply::Batch(names) => {
+                WireReply::Names(pb::StoredNames { sandboxes: names.iter().map(ToString::to_string).collect() })
+            }
             Reply::Done => WireReply::Done(pb::StoredBlank {}),
             Reply::Sandbox(sandbox) => WireReply::Sandbox(sandbox.as_ref().into()),
             Reply::Template(template) => WireReply::Template(template.as_ref().into()),
@@ -235,7 +307,9 @@ pub fn answer_to(scope: &Scope, id: u128, answer: &Answer) -> pb::StoredAnswer {
 
 pub fn answer_from(from: pb::StoredAnswer) -> Result<(Scope, u128, Answer), CodecError> {
     let reply = match require(from.reply, "answer.reply")? {
-        WireReply::Names(_) => return Err(CodecError::Missing { field: "answer.reply" }),
+        WireReply::Names(names) => Reply::Batch(
+            names.sandboxes.iter().map(|name| part::sandbox(name, "answer.names")).collect::<Result<_, _>>()?,
+        ),
         WireReply::Done(_) => Reply::Done,
         WireReply::Sandbox(sandbox) => Reply::Sandbox(Arc::new(sandbox.try_into()?)),
         WireReply::Template(template) => Reply::Template(Arc::new(template.try_into()?)),

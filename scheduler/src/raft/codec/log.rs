@@ -43,7 +43,7 @@ pub fn membership_to(log_id: Option<&LogId>, from: &Membership) -> pb::StoredMem
                 replica_id: *id,
                 peer_address: member.peer_address.clone(),
                 api_address: member.api_address.clone(),
-                ..Default::default()
+                standby: member.standby,
             })
             .collect(),
         log_id: log_id.map(log_id_to),
@@ -60,9 +60,8 @@ pub fn membership_from(from: &pb::StoredMembership) -> Result<StoredMembership, 
         .members
         .iter()
         .map(|member| {
-            let addresses =
-                Member { peer_address: member.peer_address.clone(), api_address: member.api_address.clone() };
-            (member.replica_id, addresses)
+            let (peer_address, api_address) = (member.peer_address.clone(), member.api_address.clone());
+            (member.replica_id, Member { peer_address, api_address, standby: member.standby })
         })
         .collect();
     let membership =

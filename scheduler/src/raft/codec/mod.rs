@@ -1,12 +1,17 @@
 //! Persisted bytes: Warren's own versioned protobuf, never a library's layout (rule 13 of the design).
 //!
-//! children: `log` (votes, entries, membership), `command`, `entity` (what checkpoints hold), `part` (what they share).
+//! children: `log` (votes, entries, membership), `command`, `entity` and `region` (what checkpoints hold), `part` and `settings`
+//! (what they share).
 //! Decoding never panics: what a disk or a peer sent is checked once, here.
 
 pub mod command;
 pub mod entity;
 pub mod log;
 mod part;
+pub mod region;
+#[cfg(test)]
+pub(crate) mod samples;
+mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -7,10 +7,12 @@ use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_pending_reason::Code;
 
+use super::settings::{isolation, isolation_to, restart, restart_to, settings, settings_beside_labels};
 use super::{CodecError, require};
 use crate::state::command::{RequestKey, TemplateSpec};
 use crate::state::node::NodeReport;
 use crate::state::sandbox::{Exit, PendingCode, PendingReason, SandboxSpec};
+use crate::state::settings::Settings;
 
 pub(super) fn sandbox(text: &str, field: &'static str) -> Result<SandboxName, CodecError> {
     SandboxName::parse(text).map_err(|_| CodecError::Malformed { field })
@@ -65,6 +67,10 @@ pub(super) fn map(pairs: Vec<pb::StoredPair>) -> BTreeMap<String, String> {
     pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
 }
 
+fn secret((name, sealed): (&String, &Vec<u8>)) -> pb::StoredSecret {
+    pb::StoredSecret { name: name.clone(), sealed: sealed.clone() }
+}
+
 pub(super) fn digests(set: &BTreeSet<Digest>) -> Vec<Vec<u8>> {
     set.iter().map(|digest| digest.0.to_vec()).collect()
 }
@@ -102,7 +108,7 @@ impl From<&NodeReport> for pb::StoredNodeReport {
             labels: pairs(&from.labels),
             drivers: from.drivers.clone(),
             agent_version: from.agent_version.clone(),
-            ..Default::default()
+            fence: from.fence,
         }
     }
 }
@@ -118,6 +124,7 @@ impl TryFrom<pb::StoredNodeReport> for NodeReport {
             labels: map(from.labels),
             drivers: from.drivers,
             agent_version: from.agent_version,
+            fence: from.fence,
         })
     }
 }
@@ -154,10 +161,14 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
             command: from.command.clone(),
             environment: pairs(&from.environment),
             working_directory: from.working_directory.clone(),
-            labels: pairs(&from.labels),
+            labels: pairs(&from.settings.labels),
             resources: Some(resources_to(from.resources)),
             pids: from.pids,
-            ..Default::default()
+            settings: settings_beside_labels(&from.settings),
+            secrets: from.secrets.iter().map(secret).collect(),
+            restart: restart_to(from.restart),
+            isolation: isolation_to(from.isolation),
+            queue_timeout_ms: from.queue_timeout_ms.unwrap_or(0),
         }
     }
 }
@@ -170,7 +181,11 @@ impl TryFrom<pb::StoredSandboxSpec> for SandboxSpec {
             command: from.command,
             environment: map(from.environment),
             working_directory: from.working_directory,
-            labels: map(from.labels),
+            settings: Settings { labels: map(from.labels), ..settings(from.settings.unwrap_or_default())? },
+            restart: restart(from.restart),
+            isolation: isolation(from.isolation),
+            queue_timeout_ms: Some(from.queue_timeout_ms).filter(|ms| *ms > 0),
+            secrets: from.secrets.into_iter().map(|secret| (secret.name, secret.sealed)).collect(),
             resources: resources(from.resources)?,
             pids: from.pids,
         })
@@ -187,6 +202,10 @@ impl From<&PendingReason> for pb::StoredPendingReason {
             PendingCode::TooLarge => Code::TooLarge,
             PendingCode::Conflict => Code::Conflict,
             PendingCode::StartFailed => Code::StartFailed,
+            PendingCode::ShortOfGpus => Code::ShortOfGpus,
+            PendingCode::Paused => Code::Paused,
+            PendingCode::Restarting => Code::Restarting,
+            PendingCode::NodeDown => Code::NodeDown,
         };
         Self { code: code.into(), message: from.message.clone() }
     }
@@ -203,9 +222,11 @@ impl TryFrom<pb::StoredPendingReason> for PendingReason {
             Code::TooLarge => PendingCode::TooLarge,
             Code::Conflict => PendingCode::Conflict,
             Code::StartFailed => PendingCode::StartFailed,
-            Code::ShortOfGpus | Code::Paused | Code::Restarting | Code::NodeDown | Code::Unspecified => {
-                return Err(CodecError::Missing { field: "reason.code" });
-            }
+            Code::ShortOfGpus => PendingCode::ShortOfGpus,
+            Code::Paused => PendingCode::Paused,
+            Code::Restarting => PendingCode::Restarting,
+            Code::NodeDown => PendingCode::NodeDown,
+            Code::Unspecified => return Err(CodecError::Missing { field: "reason.code" }),
         };
         Ok(Self { code, message: from.message })
     }

@@ -6,257 +6,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::Arc;
 
 use openraft::EntryPayload;
 use proptest::prelude::*;
 use prost::Message;
-use warren_proto::ids::{Digest, Epoch, Generation, NodeId, ReplicaId, SandboxName, TemplateId, TenantId};
-use warren_proto::units::{Bytes, MilliCpu, Resources};
+use warren_proto::ids::{Digest, Epoch, NodeId, ReplicaId, SandboxName};
+use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1 as pb;
 
 use super::CodecError;
 use super::entity::{answer_from, answer_to, replica_from, replica_to, tenant_from, tenant_to};
 use super::log::{decode_entry, entry_to, membership_from, membership_to, vote_from, vote_to};
-use crate::raft::types::{Batch, Entry, LogId, Member, Membership, Vote};
-use crate::state::ReplicaRecord;
-use crate::state::command::{
-    Body, Caller, Command, Decision, LedgerId, LogTime, Observation, Observed, Phase, RequestKey, Role, TemplateSpec,
-};
+use super::region::{event_from, event_to, region_from, region_to};
+use super::samples::*;
+use crate::raft::types::{Batch, Entry, LogId, Vote};
+use crate::state::State;
+use crate::state::command::{Body, Caller, Command, Decision, LogTime, Observation, Observed, Phase, RequestKey, Role};
+use crate::state::event::Position;
 use crate::state::node::{Node, NodeReport};
-use crate::state::outcome::Reply;
-use crate::state::request::{Answer, Scope};
-use crate::state::sandbox::{Ending, Exit, Life, PendingCode, PendingReason, Sandbox, SandboxSpec};
+use crate::state::sandbox::{Exit, PendingCode, PendingReason, Sandbox, SandboxSpec};
+use crate::state::settings::Settings;
 use crate::state::template::Template;
 use crate::state::tenant::Tenant;
 
 const GOLDEN: &str = include_str!("../../../tests/golden/storage.txt");
-
-// --- One of everything, every field set.
-
-pub(crate) fn node() -> NodeId {
-    NodeId::parse("node-1").unwrap()
-}
-
-fn name() -> SandboxName {
-    SandboxName::parse("tenants/acme/sandboxes/box-1").unwrap()
-}
-
-pub(crate) fn template_id() -> TemplateId {
-    TemplateId::parse("base").unwrap()
-}
-
-fn tenant() -> TenantId {
-    TenantId::parse("acme").unwrap()
-}
-
-fn pairs() -> BTreeMap<String, String> {
-    BTreeMap::from([("a".into(), "1".into()), ("b".into(), "zwei".into())])
-}
-
-fn resources() -> Resources {
-    Resources { cpu: MilliCpu(250), memory: Bytes(1 << 30), disk: Bytes(3), ..Resources::default() }
-}
-
-fn report() -> NodeReport {
-    NodeReport {
-        incarnation: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10,
-        address: "10.0.0.1:7080".into(),
-        tls: true,
-        capacity: resources(),
-        labels: pairs(),
-        drivers: vec!["oci".into(), "sim".into()],
-        agent_version: "0.1.0".into(),
-    }
-}
-
-fn template_spec() -> TemplateSpec {
-    TemplateSpec {
-        digest: Digest([0xab; 32]),
-        size_bytes: 77,
-        default_command: vec!["sh".into(), "-c".into()],
-        environment: pairs(),
-        working_directory: "/work".into(),
-    }
-}
-
-fn sandbox_spec() -> SandboxSpec {
-    SandboxSpec {
-        template: template_id(),
-        command: vec!["sleep".into(), "9".into()],
-        environment: pairs(),
-        working_directory: "/tmp".into(),
-        labels: pairs(),
-        resources: resources(),
-        pids: 64,
-    }
-}
-
-fn request() -> RequestKey {
-    RequestKey { id: 0x0190_0000_0000_7000_8000_0000_0000_0001, payload: [0xcd; 32] }
-}
-
-fn reason() -> PendingReason {
-    PendingReason { code: PendingCode::ShortOfMemory, message: "2 GiB short".into() }
-}
-
-fn exit() -> Exit {
-    Exit { code: 137, signal: 9, oom_killed: true }
-}
-
-fn phases() -> Vec<Phase> {
-    vec![
-        Phase::Starting,
-        Phase::Running,
-        Phase::Exited { exit: exit(), output_tail: b"bye".to_vec() },
-        Phase::Failed { code: "START_FAILED".into(), message: "no such file".into() },
-        Phase::Removed,
-        Phase::Orphan,
-    ]
-}
-
-fn observation() -> Observation {
-    let seen = |(epoch, phase)| Observed { sandbox: name(), epoch: Epoch(epoch), phase };
-    let sandboxes = (1..).zip(phases()).map(seen).collect();
-    Observation { sandboxes, templates: BTreeSet::from([Digest([1; 32]), Digest([2; 32])]) }
-}
-
-/// The number of each body on disk. A new body does not compile until it stands here, and does not pass without a sample.
-fn number(body: &Body) -> u32 {
-    match body {
-        Body::OpenLedger { .. } => 10,
-        Body::AdvanceTime { .. } => 11,
-        Body::PutReplica { .. } => 12,
-        Body::RegisterNode { .. } => 13,
-        Body::SetNodeReachable { .. } => 14,
-        Body::Observe { .. } => 15,
-        Body::CreateTemplate { .. } => 16,
-        Body::DeleteTemplate { .. } => 17,
-        Body::CreateSandbox { .. } => 18,
-        Body::PlaceSandbox { .. } => 19,
-        Body::ExplainPending { .. } => 20,
-        Body::DeleteSandbox { .. } => 21,
-        Body::ForgetEnded { .. } => 22,
-    }
-}
-
-/// Highest number of a body.
-const LAST_NUMBER: u32 = 22;
-
-fn bodies() -> Vec<(&'static str, Body)> {
-    let create =
-        |decision| Body::CreateSandbox { sandbox: name(), spec: sandbox_spec(), decision, request: Some(request()) };
-    vec![
-        ("open_ledger", Body::OpenLedger { ledger_id: LedgerId(0xfeed_beef) }),
-        ("advance_time", Body::AdvanceTime { samples: vec![LogTime(1), LogTime(1_700_000_000_000)] }),
-        ("put_replica", Body::PutReplica { replica: ReplicaId(3), api_address: "h:1".into(), token_key: [9; 32] }),
-        ("register_node", Body::RegisterNode { node: node(), report: report() }),
-        ("set_node_reachable", Body::SetNodeReachable { node: node(), incarnation: 5, reachable: true }),
-        ("observe", Body::Observe { node: node(), incarnation: 5, observation: observation() }),
-        (
-            "create_template",
-            Body::CreateTemplate { template: template_id(), spec: template_spec(), request: Some(request()) },
-        ),
-        ("delete_template", Body::DeleteTemplate { template: template_id() }),
-        ("create_sandbox_placed", create(Decision::Place(node()))),
-        ("create_sandbox_queued", create(Decision::Queue(reason()))),
-        ("place_sandbox", Body::PlaceSandbox { sandbox: name(), epoch: Epoch(4), node: node() }),
-        ("explain_pending", Body::ExplainPending { sandbox: name(), epoch: Epoch(4), reason: reason() }),
-        ("delete_sandbox", Body::DeleteSandbox { sandbox: name(), request: Some(request()) }),
-        ("forget_ended", Body::ForgetEnded { sandboxes: vec![name()] }),
-    ]
-}
-
-fn command(body: Body) -> Command {
-    let caller = Caller { principal: "CN=agent".into(), role: Role::Tenant, tenant: Some(tenant()) };
-    Command { caller, time: LogTime(1_700_000_000_123), body }
-}
-
-pub(crate) fn log_id() -> LogId {
-    LogId::new_term_index(7, 4242)
-}
-
-pub(crate) fn membership() -> Membership {
-    let member = |n: u64| Member { peer_address: format!("p{n}:1"), api_address: format!("a{n}:2") };
-    let members: BTreeMap<u64, Member> = (1..=4).map(|id| (id, member(id))).collect();
-    Membership::new(vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3])], members).unwrap()
-}
-
-fn entries() -> Vec<(&'static str, Entry)> {
-    // Two, for good: each new body has a line of its own.
-    let two = ["put_replica", "delete_template"];
-    let commands: Vec<_> =
-        bodies().into_iter().filter(|(name, _)| two.contains(name)).map(|(_, body)| command(body)).collect();
-    vec![
-        ("entry_blank", Entry { log_id: log_id(), payload: EntryPayload::Blank }),
-        ("entry_membership", Entry { log_id: log_id(), payload: EntryPayload::Membership(membership()) }),
-        ("entry_batch", Entry { log_id: log_id(), payload: EntryPayload::Normal(Batch { commands: commands.into() }) }),
-    ]
-}
-
-pub(crate) fn lives() -> Vec<(&'static str, Life)> {
-    let since = LogTime(12);
-    let ending = Ending { exit: exit(), at: LogTime(20), started: Some(LogTime(0)), output_tail: b"tail".to_vec() };
-    vec![
-        ("pending", Life::Pending { reason: reason(), since }),
-        ("starting", Life::Starting { node: node(), since }),
-        ("running", Life::Running { node: node(), since }),
-        ("stopping", Life::Stopping { node: node(), since }),
-        ("stopped", Life::Stopped { node: Some(node()), ending: ending.clone() }),
-        ("stopped_gone", Life::Stopped { node: None, ending: Ending { started: None, ..ending } }),
-        ("failed", Life::Failed { code: "LOST".into(), message: "gone".into(), at: since }),
-    ]
-}
-
-pub(crate) fn sandbox(life: Life) -> Sandbox {
-    Sandbox {
-        name: name(),
-        spec: Arc::new(sandbox_spec()),
-        life,
-        epoch: Epoch(6),
-        failed_starts: 2,
-        avoid: Some(node()),
-        created: LogTime(11),
-        revision: 99,
-    }
-}
-
-pub(crate) fn template() -> Template {
-    Template { id: template_id(), spec: template_spec(), created: LogTime(3), users: 8, revision: 5 }
-}
-
-pub(crate) fn whole_node() -> Node {
-    Node {
-        id: node(),
-        report: report(),
-        registered: LogTime(10),
-        reachable: true,
-        generation: Generation(17),
-        assigned: resources(),
-        sandboxes: std::iter::once(name()).collect(),
-        templates: BTreeSet::from([Digest([4; 32])]),
-        orphans: BTreeSet::from([(name(), Epoch(2))]),
-        revision: 98,
-    }
-}
-
-pub(crate) fn replica() -> (ReplicaId, ReplicaRecord) {
-    (ReplicaId(2), ReplicaRecord { api_address: "h:2".into(), token_key: [8; 32] })
-}
-
-pub(crate) fn owner() -> (TenantId, Tenant) {
-    (tenant(), Tenant { created: LogTime(2), sandboxes: 3 })
-}
-
-pub(crate) fn answers() -> Vec<(&'static str, Scope, Answer)> {
-    let answer = |reply| Answer { payload: [6; 32], expires: LogTime(600_000), reply };
-    let life = Life::Running { node: node(), since: LogTime(1) };
-    vec![
-        ("answer_done", Scope { tenant: None }, answer(Reply::Done)),
-        ("answer_sandbox", Scope { tenant: Some(tenant()) }, answer(Reply::Sandbox(Arc::new(sandbox(life))))),
-        ("answer_template", Scope { tenant: None }, answer(Reply::Template(Arc::new(template())))),
-    ]
-}
 
 // --- Golden bytes.
 
@@ -339,12 +112,31 @@ fn bytes_on_disk_stay_as_they_are() {
         golden.check(&format!("sandbox_{name}"), &sandbox, |s| pb::StoredSandbox::from(s), TryInto::try_into);
     }
     golden.check("replica", &replica(), |(id, record)| replica_to(*id, record), replica_from);
-    golden.check("tenant", &owner(), |(id, tenant)| tenant_to(id, tenant), |m| tenant_from(&m));
+    golden.check("tenant", &owner(), |(id, tenant)| tenant_to(id, tenant), tenant_from);
+    golden.check("node_2", &silent_node(), |n| pb::StoredNode::from(n), TryInto::try_into);
+    for (name, sandbox) in sandboxes_of_second_level() {
+        golden.check(name, &sandbox, |s| pb::StoredSandbox::from(s), TryInto::try_into);
+    }
+    golden.check("replica_2", &(ReplicaId(2), full_record()), |(id, record)| replica_to(*id, record), replica_from);
+    let limited = Tenant { quota: Some(quota()), creates_left: (500, LogTime(7)), ..owner().1 };
+    golden.check("tenant_2", &(tenant(), limited), |(id, tenant)| tenant_to(id, tenant), tenant_from);
+    golden.check("event_2", &event(), event_to, event_from);
+    check_region(&mut golden);
     for (name, scope, answer) in answers() {
         let value = (scope, request().id, answer);
         golden.check(name, &value, |(scope, id, answer)| answer_to(scope, *id, answer), answer_from);
     }
     golden.finish();
+}
+
+fn check_region(golden: &mut Golden) {
+    let floor = Position { index: 3, ordinal: 4 };
+    let whole = |state: &State| (state.level, state.predecessors.clone(), state.restored_floor, state.region.clone());
+    let read = |stored| {
+        let mut state = State::default();
+        region_from(&mut state, stored).map(|floor| (whole(&state), floor))
+    };
+    golden.check("region_2", &(whole(&region()), floor), |_| region_to(&region(), floor), read);
 }
 
 #[test]
@@ -386,7 +178,9 @@ fn decode_as_anything(bytes: &[u8]) {
     let _any = pb::StoredTemplate::decode(bytes).map(Template::try_from);
     let _any = pb::StoredSandbox::decode(bytes).map(Sandbox::try_from);
     let _any = pb::StoredReplica::decode(bytes).map(replica_from);
-    let _any = pb::StoredTenant::decode(bytes).map(|m| tenant_from(&m));
+    let _any = pb::StoredTenant::decode(bytes).map(tenant_from);
+    let _any = pb::StoredEvent::decode(bytes).map(event_from);
+    let _any = pb::StoredRegion::decode(bytes).map(|m| region_from(&mut State::default(), m));
     let _any = pb::StoredAnswer::decode(bytes).map(answer_from);
 }
 
@@ -418,11 +212,11 @@ fn any_map() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 fn any_resources() -> impl Strategy<Value = Resources> {
-    any::<(u64, u64, u64)>().prop_map(|(c, m, d)| Resources {
-        cpu: MilliCpu(c),
-        memory: Bytes(m),
-        disk: Bytes(d),
-        ..Resources::default()
+    any::<(u64, u64, u64, u64)>().prop_map(|(cpu, memory, disk, gpus)| Resources {
+        cpu: MilliCpu(cpu),
+        memory: Bytes(memory),
+        disk: Bytes(disk),
+        gpus: Gpus(gpus),
     })
 }
 
@@ -448,7 +242,8 @@ fn any_spec() -> impl Strategy<Value = SandboxSpec> {
     (command, any_map(), ".{0,9}", any_map(), any_resources(), any::<u64>()).prop_map(
         |(command, environment, working_directory, labels, resources, pids)| {
             let template = template_id();
-            SandboxSpec { template, command, environment, working_directory, labels, resources, pids }
+            let settings = Settings { labels, ..settings() };
+            SandboxSpec { template, command, environment, working_directory, settings, resources, pids, ..full_spec() }
         },
     )
 }
@@ -469,13 +264,13 @@ fn any_body() -> impl Strategy<Value = Body> {
     let digests = prop::collection::btree_set(any::<[u8; 32]>().prop_map(Digest), 0..4);
     prop_oneof![
         (any_name(), any_spec(), decision, any_request()).prop_map(|(sandbox, spec, decision, request)| {
-            Body::CreateSandbox { sandbox, spec, decision, request }
+            Body::CreateSandbox { sandbox, spec: spec.into(), decision, request }
         }),
         (any_id(), any::<u128>(), prop::collection::vec(seen, 0..5), digests).prop_map(
             |(node, incarnation, sandboxes, templates)| Body::Observe {
                 node,
                 incarnation,
-                observation: Observation { sandboxes, templates }
+                observation: Observation { sandboxes, templates: Some(templates) }
             }
         ),
         (any_id(), any::<u128>(), ".{0,20}", any::<bool>(), any_resources(), any_map()).prop_map(

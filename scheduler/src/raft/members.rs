@@ -1,0 +1,203 @@
+//! Who is in the group: joining, leaving, transferring leadership, clocks of the members.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::future::join_all;
+use openraft::ChangeMembers;
+use openraft::errors::{ClientWriteError, RaftError};
+use tonic::Request;
+use warren_proto::client::{self, ClientTls};
+use warren_proto::ids::ReplicaId;
+use warren_proto::v1 as pb;
+use warren_proto::v1::raft_service_client::RaftServiceClient;
+
+use super::codec::command::{disk, put_replica_to};
+use super::replica::{LeaderInfo, ProposeError, Replica};
+use super::types::{Member, TypeConfig};
+use crate::state::command::{LogTime, ReplicaRecord};
+
+/// How long a member may take to say what its clock reads, or to take an announcement.
+const PEER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a change of members may take: two entries through a quorum.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a transfer of leadership may take: an election.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the group cannot be changed in this way.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error("there is no replica {0} in the group")]
+    NotMember(ReplicaId),
+    #[error("replica id {0} was used before: an id is never used again, choose another")]
+    UsedId(ReplicaId),
+    #[error("replica {0} is in the group with other addresses: remove it first")]
+    OtherAddresses(ReplicaId),
+    #[error("without replica {removed} the voters that are heard of are no quorum: {left} of {voters}")]
+    NoQuorumLeft { removed: ReplicaId, left: usize, voters: usize },
+    #[error("replica {0} is the only voter")]
+    OnlyVoter(ReplicaId),
+    #[error("replica {0} is no voter")]
+    NotVoter(ReplicaId),
+    #[error("replica {0} did not take over leadership in time; the one that led may lead on")]
+    NotTaken(ReplicaId),
+    #[error("another change of the group is under way, or the log refused this one: {0}")]
+    Refused(String),
+}
+
+impl Replica {
+    /// The wall clocks of a quorum of voters, this one's (`own`) among them.
+    pub async fn read_clocks(&self, own: LogTime) -> Result<Vec<LogTime>, ProposeError> {
+        let (voters, addresses) = self.voters();
+        let others = addresses.iter().filter(|(id, _)| **id != self.id().0).map(|(_, member)| self.read_clock(member));
+        let mut samples: Vec<LogTime> = join_all(others).await.into_iter().flatten().collect();
+        if voters.contains(&self.id().0) {
+            samples.push(own);
+        }
+        let quorum = samples.len().saturating_mul(2) > voters.len();
+        if quorum { Ok(samples) } else { Err(ProposeError::NotLeader { leader: None }) }
+    }
+
+    async fn read_clock(&self, member: &Member) -> Option<LogTime> {
+        let mut client = self.peer(member)?;
+        let answer = client.read_clock(within(pb::ReadClockRequest {})).await.ok()?;
+        Some(LogTime(answer.into_inner().time_ms))
+    }
+
+    fn peer(&self, member: &Member) -> Option<RaftServiceClient<tonic::transport::Channel>> {
+        client::channel(&member.peer_address, self.tls()).ok().map(RaftServiceClient::new)
+    }
+
+    fn voters(&self) -> (BTreeSet<u64>, BTreeMap<u64, Member>) {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let members = membership.nodes().filter(|(id, _)| voters.contains(id));
+        let members = members.map(|(id, member)| (*id, member.clone())).collect();
+        (voters, members)
+    }
+
+    /// Tells the leader about this replica; it puts that into the ledger.
+    pub async fn announce(&self, record: &ReplicaRecord) -> Result<(), ProposeError> {
+        let metrics = self.metrics();
+        let leader = metrics.current_leader.filter(|id| *id != self.id().0);
+        let member = leader.and_then(|id| metrics.membership_config.membership().get_node(&id).cloned());
+        let unknown = || ProposeError::NotLeader { leader: None };
+        let mut client = member.and_then(|member| self.peer(&member)).ok_or_else(unknown)?;
+        let replica = Some(put_replica_to(self.id(), record));
+        match client.announce(within(pb::AnnounceRequest { replica })).await {
+            Ok(_) => Ok(()),
+            Err(status) => {
+                tracing::debug!(%status, "announce");
+                Err(unknown())
+            }
+        }
+    }
+
+    /// Adds a replica as a learner. The same again changes nothing.
+    pub async fn join(&self, id: ReplicaId, member: Member) -> Result<(), MembershipError> {
+        let metrics = self.metrics();
+        if let Some(known) = metrics.membership_config.membership().get_node(&id.0) {
+            return if *known == member { Ok(()) } else { Err(MembershipError::OtherAddresses(id)) };
+        }
+        if self.state().replicas.contains_key(&id) {
+            return Err(MembershipError::UsedId(id));
+        }
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)])), true).await
+    }
+
+    /// Makes a learner a voter.
+    pub async fn promote(&self, id: ReplicaId) -> Result<(), MembershipError> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id.0])), true).await
+    }
+
+    /// Puts a learner in the place of a voter, which leaves the group.
+    pub async fn replace(&self, dead: ReplicaId, by: ReplicaId) -> Result<(), MembershipError> {
+        let (mut voters, _) = self.voters();
+        voters.remove(&dead.0);
+        voters.insert(by.0);
+        self.change(ChangeMembers::ReplaceAllVoters(voters), false).await
+    }
+
+    /// Takes a replica out of the group, if those that stay and are heard of are a quorum. One that leads hands that over first.
+    pub async fn remove(&self, id: ReplicaId) -> Result<(), MembershipError> {
+        let members = self.members();
+        if !members.iter().any(|member| member.id == id) {
+            return Err(MembershipError::NotMember(id));
+        }
+        let (voters, _) = self.voters();
+        if !voters.contains(&id.0) {
+            return self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id.0])), false).await;
+        }
+        let voters_left = voters.len().saturating_sub(1);
+        if voters_left == 0 {
+            return Err(MembershipError::OnlyVoter(id));
+        }
+        let heard = members.iter().filter(|m| m.id != id && m.reachable && voters.contains(&m.id.0)).count();
+        if heard.saturating_mul(2) <= voters_left {
+            return Err(MembershipError::NoQuorumLeft { removed: id, left: heard, voters: voters_left });
+        }
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id.0])), false).await
+    }
+
+    /// Makes another voter the leader: `to`, or the one that is furthest. Answers who leads then.
+    pub async fn transfer_leadership(&self, to: Option<ReplicaId>) -> Result<ReplicaId, MembershipError> {
+        let (voters, _) = self.voters();
+        let mut others = self.members();
+        others.retain(|member| member.id != self.id() && voters.contains(&member.id.0));
+        let target = match to {
+            Some(id) if id == self.id() => return Ok(id),
+            Some(id) if others.iter().any(|member| member.id == id) => id,
+            Some(id) => return Err(MembershipError::NotVoter(id)),
+            None => {
+                let furthest = others.iter().filter(|m| m.reachable).max_by_key(|m| m.matched_index);
+                furthest.ok_or(MembershipError::OnlyVoter(self.id()))?.id
+            }
+        };
+        let stopped = |_| MembershipError::Propose(ProposeError::Stopped);
+        self.raft().trigger().transfer_leader(target.0).await.map_err(stopped)?;
+        let mut leadership = self.leadership();
+        let taken = leadership.wait_for(|now| now.leader_id() == Some(target));
+        match tokio::time::timeout(TRANSFER_TIMEOUT, taken).await {
+            Ok(Ok(_)) => Ok(target),
+            Ok(Err(_)) | Err(_) => Err(MembershipError::NotTaken(target)),
+        }
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, Member>, retain: bool) -> Result<(), MembershipError> {
+        let changing = self.raft().change_membership(change, retain);
+        match tokio::time::timeout(CHANGE_TIMEOUT, changing).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(refused(error)),
+            Err(_elapsed) => Err(ProposeError::OutcomeUnknown.into()),
+        }
+    }
+}
+
+fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            ProposeError::NotLeader { leader: LeaderInfo::new(forward.leader_id, forward.leader_node.as_ref()) }.into()
+        }
+        RaftError::APIError(other) => MembershipError::Refused(other.to_string()),
+        RaftError::Fatal(_) => ProposeError::Stopped.into(),
+    }
+}
+
+fn within<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(PEER_TIMEOUT);
+    request
+}
+
+/// What a member knows of a replica's disk: 0 where it never announced itself, `None` where the member does not answer.
+pub(super) async fn identify(member: &Member, id: ReplicaId, tls: &ClientTls) -> Option<u128> {
+    let channel = client::channel(&member.peer_address, tls).ok()?;
+    let request = within(pb::IdentifyRequest { replica_id: id.0 });
+    let answer = RaftServiceClient::new(channel).identify(request).await.ok()?.into_inner();
+    disk(&answer.disk_id).ok()
+}

@@ -21,7 +21,10 @@ impl Traces {
         let mut found = self.mounts();
         for (node, data_dir) in &self.nodes {
             for group in groups_of(node) {
-                found.extend(entries(&group).filter(|path| path.is_dir()).map(|path| named("control group", &path)));
+                // The group of those that freeze with the lease stays as long as its agent; sandboxes' own lie in it.
+                let fenced = group.join("fenced");
+                let groups = entries(&group).chain(entries(&fenced)).filter(|path| path.is_dir() && *path != fenced);
+                found.extend(groups.map(|path| named("control group", &path)));
             }
             for state in ["oci/instances", "oci/run"] {
                 found.extend(entries(&data_dir.join(state)).map(|path| named("runtime state", &path)));

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::Deserialize;
 use warren_proto::client::TlsFiles;
 use warren_proto::ids::ReplicaId;
@@ -18,11 +18,26 @@ use crate::raft::Member;
 /// Shortest lease: below, renewals would be all that a fleet does.
 const MIN_LEASE_MS: u64 = 500;
 
+/// What is done instead of serving. Nothing may run on the data directory meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Action {
+    /// Make a new ledger of one replica out of a backup, in an empty data directory
+    Restore {
+        /// As `warrenctl server backup` wrote it
+        backup: PathBuf,
+    },
+    /// Make a new ledger of one replica out of this one's disk: for when the quorum is lost for good
+    RecoverQuorum,
+}
+
 /// A replica of Warren's scheduler.
 #[derive(Debug, Clone, Default, Parser, Deserialize)]
 #[command(name = "warren-scheduler", version, about)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    #[command(subcommand)]
+    #[serde(skip)]
+    pub action: Option<Action>,
     /// TOML file with any of these keys, in snake_case
     #[arg(long, env = "WARREN_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -118,6 +133,8 @@ pub enum LogFormat {
 /// A configuration that holds.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Serve, where it is `None`.
+    pub action: Option<Action>,
     pub replica_id: ReplicaId,
     pub data_dir: PathBuf,
     pub api_listen: SocketAddr,
@@ -144,7 +161,7 @@ pub struct Config {
 
 macro_rules! over {
     ($flags:ident, $file:ident, $($key:ident),*) => {
-        Settings { config: $flags.config, $($key: $flags.$key.or($file.$key)),* }
+        Settings { action: $flags.action, config: $flags.config, $($key: $flags.$key.or($file.$key)),* }
     };
 }
 
@@ -222,6 +239,7 @@ impl Settings {
         }
         let grace = at_least("replica_grace_ms", self.replica_grace_ms.unwrap_or(600_000), election.saturating_mul(2))?;
         Ok(Config {
+            action: self.action,
             replica_id,
             data_dir,
             api_advertise: advertise("api_advertise", self.api_advertise, api_listen)?,

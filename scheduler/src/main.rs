@@ -13,11 +13,11 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use warren_proto::client::{ClientTls, TlsFiles};
-use warren_scheduler::config::{Config, LogFormat, Settings};
+use warren_scheduler::config::{Action, Config, LogFormat, Settings};
 use warren_scheduler::controller::{Controller, ControllerConfig, DebugInfo, DebugSource};
 use warren_scheduler::disk::DiskUse;
 use warren_scheduler::join;
-use warren_scheduler::raft::{Replica, ReplicaConfig};
+use warren_scheduler::raft::{Member, Replica, ReplicaConfig, offline};
 use warren_scheduler::secrets::Sealer;
 use warren_scheduler::signer::Signer;
 use warren_scheduler::{api, http, metrics};
@@ -31,10 +31,40 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(2);
     });
     init_log(&config)?;
+    if let Some(action) = &config.action {
+        return offline(&config, action);
+    }
     let runtime = tokio::runtime::Runtime::new().context("start threads")?;
     let result = runtime.block_on(run(config));
     runtime.shutdown_timeout(STOP_PATIENCE);
     result
+}
+
+/// Works on the data directory, and says what came of it and what to do next.
+fn offline(config: &Config, action: &Action) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("data_dir: make {}", config.data_dir.display()))?;
+    let _lock = lock(&config.data_dir)?;
+    let member = Member {
+        peer_address: config.peer_advertise.clone(),
+        api_address: config.api_advertise.clone(),
+        standby: false,
+    };
+    let renewed = match action {
+        Action::Restore { backup } => offline::restore(backup, &config.data_dir, config.replica_id, member)?,
+        Action::RecoverQuorum => offline::recover_quorum(&config.data_dir, config.replica_id, member)?,
+    };
+    let of = renewed.predecessor.map(|id| id.to_string()).unwrap_or_else(|| "an unopened ledger".to_owned());
+    println!("ledger      {} (made of {of}, up to revision {})", renewed.ledger_id, renewed.revision);
+    println!("holds       {} sandboxes, {} nodes", renewed.sandboxes, renewed.nodes);
+    if let Some(kept) = renewed.kept {
+        println!("before      kept in {}", kept.display());
+    }
+    println!("next        start replica {} on this directory, without --initial-members", config.replica_id);
+    println!("            start two more with new ids, empty directories and --join {}", config.api_advertise);
+    println!("            look at `warrenctl doctor` and `warrenctl node orphans`; placement and moves are paused");
+    println!("            then `warrenctl region resume placement moves`");
+    Ok(())
 }
 
 fn init_log(config: &Config) -> anyhow::Result<()> {

@@ -122,6 +122,10 @@ fn check_incarnation(incarnation: u128) -> Result<(), Status> {
 /// An agent that belongs to another ledger must not be taken for one of ours; one of a ledger that ours was restored from is.
 fn check_ledger(controller: &Controller, theirs: Option<&str>) -> Result<(), Status> {
     let state = controller.replica().state();
+    if state.ledger_id.is_none() {
+        // The first leader is about to open the ledger.
+        return Err(status::not_leader(None));
+    }
     let ours = ledger_id(&state);
     match theirs {
         Some(theirs) if state.predecessors.iter().any(|id| id.to_string() == theirs) => Ok(()),

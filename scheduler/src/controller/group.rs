@@ -22,24 +22,36 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(300);
 /// A learner this close behind has caught up: less than a second of a busy log.
 const CAUGHT_UP: u64 = 1000;
 
+fn own_record(controller: &Controller) -> ReplicaRecord {
+    ReplicaRecord {
+        api_address: controller.0.config.api_advertise.clone(),
+        token_key: controller.signer().public_key(),
+        disk: controller.replica().identity().disk,
+        max_level: Level::MAX,
+    }
+}
+
+/// The leader's own record, where it is not in the ledger yet.
+pub(super) async fn announce_leader(controller: &Controller) -> Result<(), ControlError> {
+    let (replica, record) = (controller.replica().id(), own_record(controller));
+    if controller.replica().state().replicas.get(&replica) == Some(&record) {
+        return Ok(());
+    }
+    controller.propose(Caller::system("controller"), Body::PutReplica { replica, record }).await.map(drop)
+}
+
 /// Puts this replica's address, key, disk and level into the ledger, whenever they differ from what stands there.
 pub(super) async fn announce(controller: Controller) {
     let replica = controller.replica().clone();
     let mut states = replica.watch_state();
     let mut leadership = replica.leadership();
-    let record = ReplicaRecord {
-        api_address: controller.0.config.api_advertise.clone(),
-        token_key: controller.signer().public_key(),
-        disk: replica.identity().disk,
-        max_level: Level::MAX,
-    };
+    let record = own_record(&controller);
     loop {
         let known = states.borrow_and_update().replicas.get(&replica.id()) == Some(&record);
         let leads = matches!(*leadership.borrow_and_update(), Leadership::Leader { .. });
         if !known {
             let told = if leads {
-                let body = Body::PutReplica { replica: replica.id(), record: record.clone() };
-                controller.propose(Caller::system("controller"), body).await.map(drop)
+                announce_leader(&controller).await
             } else {
                 replica.announce(&record).await.map_err(ControlError::from)
             };

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::log_clock::LogClock;
-use super::{ControlError, Controller, lock};
+use super::{ControlError, Controller, group, lock};
 use crate::clock;
 use crate::plan;
 use crate::plan::liveness::Verdict;
@@ -77,6 +77,8 @@ async fn open_term(controller: &Controller) -> Result<(), ControlError> {
             Err(error) => return Err(error),
         }
     }
+    // Before the first token is signed: an agent must be able to know its key.
+    group::announce_leader(controller).await?;
     let state = controller.replica().state();
     let until = clock::monotonic() + controller.lease().mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;
     let grace = controller.lease().mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;

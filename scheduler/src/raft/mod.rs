@@ -11,6 +11,7 @@ mod identity;
 mod log_store;
 mod members;
 mod network;
+pub mod offline;
 mod proposer;
 mod replica;
 mod service;

@@ -70,6 +70,11 @@ impl StateMachine {
         self.published.subscribe()
     }
 
+    /// What it holds, and the last entry of that.
+    pub(super) fn into_state(self) -> (State, Option<LogId>) {
+        (self.state, self.last_applied)
+    }
+
     /// Hashes of the states that it has had.
     pub fn hashes(&self) -> Hashes {
         self.hashes.clone()

@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use warren_chaos::load::Place;
 use warren_chaos::load::create::{self, Plan};
-use warren_chaos::load::failover;
 use warren_chaos::load::region::Shape;
+use warren_chaos::load::{agents, failover, state};
 
 /// Measures schedulers and simulated nodes: real processes on this machine, started and ended here.
 #[derive(Debug, Parser)]
@@ -30,6 +30,34 @@ enum Command {
     Create(CreateArgs),
     /// Longest time without an acknowledged create when the leader fails
     Failover(FailoverArgs),
+    /// Very many nodes: a leader at rest, and all of them reconnecting when it is killed
+    Agents(AgentsArgs),
+    /// Very many sandboxes in one replica: memory, checkpoints, restart, lists, watches
+    State(StateArgs),
+}
+
+#[derive(Debug, Args)]
+struct AgentsArgs {
+    /// Nodes
+    #[arg(long, default_value_t = 10_000)]
+    count: usize,
+    /// Seconds at rest over which processor time is taken
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    quiet: u64,
+    /// A flag for every scheduler
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    scheduler_flag: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct StateArgs {
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    sandboxes: u32,
+    /// Seconds of one create every 5 ms, while checkpoints are written
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    probe: u64,
+    #[command(flatten)]
+    region: RegionArgs,
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +153,27 @@ async fn main() -> anyhow::Result<()> {
             let report = create::run(&place, &plan(&args)).await?;
             show(cli.json, &report, create::Report::print)?;
             create::check(&report)
+        }
+        Command::Agents(args) => {
+            let shape = Shape {
+                schedulers: 3,
+                nodes: args.count,
+                node_cpus: 8,
+                scheduler_flags: args.scheduler_flag,
+                fleet_flags: Vec::new(),
+            };
+            let plan = agents::Plan { shape, quiet: Duration::from_secs(args.quiet) };
+            let report = agents::run(&place, &plan).await?;
+            show(cli.json, &report, agents::Report::print)?;
+            agents::check(&report)
+        }
+        Command::State(args) => {
+            let mut shape = args.region.shape(1);
+            shape.scheduler_flags.insert(0, format!("--checkpoint-every={}", state::CHECKPOINT_EVERY));
+            let sandboxes = usize::try_from(args.sandboxes)?;
+            let plan = state::Plan { shape, sandboxes, probe: Duration::from_secs(args.probe) };
+            let report = state::run(&place, &plan).await?;
+            show(cli.json, &report, state::Report::print)
         }
         Command::Failover(args) => {
             let kind = args.kind.into();

@@ -3,9 +3,11 @@
 //! Every loop is bounded in count and time and ends by itself. What a measurement starts it ends, by process id, and its
 //! directory goes with it; so a figure never stands on what an earlier run left behind.
 //!
-//! In reading order: `machine` (where and when), `stats`, `probe` (what a process used), `drive` (clients that call without a
-//! pause), `region` and `etcd` (the systems), and a file per measurement: `create`, `failover`, `agents`, `state`.
+//! In reading order: `machine` (where and when), `stats`, `table`, `probe` (what a process used), `drive` (clients that call
+//! without a pause), `clients` (those that go on through faults), `region` and `etcd` (the systems), and a file per
+//! measurement: `create`, `failover`, `agents`, `state`.
 
+pub mod agents;
 pub mod clients;
 pub mod create;
 pub mod drive;
@@ -14,6 +16,7 @@ pub mod failover;
 pub mod machine;
 pub mod probe;
 pub mod region;
+pub mod state;
 pub mod stats;
 pub mod table;
 

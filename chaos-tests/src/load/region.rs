@@ -3,11 +3,12 @@
 //! Nodes offer far more than there is, so that creating never ends; their sandboxes exist in memory alone.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -58,10 +59,21 @@ pub struct Shape {
     pub fleet_flags: Vec<String>,
 }
 
+/// What the fleet says of itself.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub struct Counts {
+    pub registered: usize,
+    pub running: usize,
+    pub renewals_late: u64,
+    pub lapses: u64,
+    pub reconnects: u64,
+}
+
 /// Its processes. Dropping it kills them.
 #[derive(Debug)]
 pub struct Region {
-    _directory: TempDir,
+    /// Removed with the region.
+    directory: TempDir,
     network: String,
     schedulers: Vec<Process>,
     fleet: Option<Process>,
@@ -73,8 +85,8 @@ impl Region {
         let binaries = Binaries::find()?;
         let directory = place.directory()?;
         let network = network();
-        let mut region = Self { _directory: directory, network, schedulers: Vec::new(), fleet: None };
-        let root = region._directory.path().to_owned();
+        let mut region = Self { directory, network, schedulers: Vec::new(), fleet: None };
+        let root = region.directory.path().to_owned();
         region.schedulers = (0..shape.schedulers).map(|at| region.scheduler(at, shape, &root, &binaries)).collect();
         for process in &mut region.schedulers {
             process.start()?;
@@ -225,8 +237,21 @@ impl Region {
         schedulers.chain(fleet).collect()
     }
 
+    /// As the fleet's last line says: it writes one a second.
+    pub fn fleet_counts(&self) -> anyhow::Result<Counts> {
+        let log = std::fs::read_to_string(self.directory.path().join("fleet.log")).context("read the fleet's log")?;
+        // The last line may be half written.
+        let line = log.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+        line.context("the fleet has said nothing yet")
+    }
+
     pub fn scheduler_process(&mut self, at: usize) -> &mut Process {
         &mut self.schedulers[at]
+    }
+
+    /// Its data directory.
+    pub fn scheduler_directory(&self, at: usize) -> PathBuf {
+        self.directory.path().join(format!("scheduler-{}", at + 1))
     }
 
     /// Sends a signal to a scheduler.

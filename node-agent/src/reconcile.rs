@@ -204,7 +204,9 @@ fn may_start(goal: &Goal, held: &Held, closed: bool) -> bool {
 /// Whether an instance runs, or would if its group were thawed, that must not.
 pub fn is_unsettled(goal: Option<&Goal>, known: bool, held: &Held) -> bool {
     let must_not = |epoch: &Epoch| held.fate(*epoch, goal, known) != Fate::Wanted;
-    held.instances.iter().any(|(epoch, i)| i.fenced && i.presence == Presence::Running && must_not(epoch))
+    // A start that the freeze caught half-way would go on.
+    let starts = matches!(&held.busy, Some(Action::Start(epoch)) if must_not(epoch));
+    starts || held.instances.iter().any(|(epoch, i)| i.fenced && i.presence == Presence::Running && must_not(epoch))
 }
 
 /// Whether a start of `epoch` that is under way is no longer wanted.

@@ -183,6 +183,9 @@ fn while_the_gate_is_closed_nothing_fenced_starts_and_what_is_not_wanted_is_held
     }
     assert!(is_unsettled(Some(&running(1)), false, &held(Some((2, Stage::Started)), &[(2, Presence::Running)])));
     assert!(is_unsettled(None, false, &here), "nobody has said yet that it may run");
+    let starting = Held { busy: Some(Action::Start(Epoch(1))), ..Held::default() };
+    assert!(is_unsettled(Some(&removed(1)), true, &starting), "a start that the freeze caught half-way would go on");
+    assert!(!is_unsettled(Some(&running(1)), true, &starting));
     let frozen = held(Some((1, Stage::Started)), &[(1, Presence::Frozen)]);
     assert!(!is_unsettled(Some(&removed(1)), true, &frozen));
     assert_eq!(closed(Some(&removed(1)), &frozen), Some(Action::Remove(Epoch(1))));

@@ -25,7 +25,15 @@ use warren_scheduler::{api, http, metrics};
 /// How long calls under way may take to end when the replica stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-fn main() -> anyhow::Result<()> {
+/// An error is said in one line: what cannot be done, and what would help.
+fn main() {
+    if let Err(error) = start() {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let config = Settings::parse().load().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(2);

@@ -8,6 +8,8 @@ use anyhow::{Context, ensure};
 #[derive(Debug, Clone)]
 pub struct Binaries {
     pub scheduler: PathBuf,
+    /// A build of the scheduler that knows only the first level of the ledger's rules, if there is one.
+    pub first_level_scheduler: Option<PathBuf>,
     pub agent: PathBuf,
 }
 
@@ -23,7 +25,11 @@ impl Binaries {
             ensure!(path.is_file(), "no {}: build it with `cargo build --workspace --bins`", path.display());
             Ok(path)
         };
-        Ok(Self { scheduler: find("warren-scheduler")?, agent: find("warren-node-agent")? })
+        Ok(Self {
+            scheduler: find("warren-scheduler")?,
+            first_level_scheduler: find("warren-scheduler-first-level").ok(),
+            agent: find("warren-node-agent")?,
+        })
     }
 }
 

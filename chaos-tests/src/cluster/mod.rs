@@ -36,6 +36,12 @@ pub struct Options {
     pub cpu_milli: u64,
     pub memory: String,
     pub disk: String,
+    /// How long a node may run without hearing from the leader; the product's default where it is `None`.
+    pub lease_ms: Option<u64>,
+    /// How long a voter may be silent before a standby replaces it; the product's default where it is `None`.
+    pub replica_grace_ms: Option<u64>,
+    /// Begin with the build that knows only the first level of the ledger's rules.
+    pub first_level: bool,
 }
 
 impl Default for Options {
@@ -47,6 +53,9 @@ impl Default for Options {
             cpu_milli: 4000,
             memory: "3GiB".to_owned(),
             disk: "64GiB".to_owned(),
+            lease_ms: None,
+            replica_grace_ms: None,
+            first_level: false,
         }
     }
 }
@@ -63,6 +72,8 @@ pub enum Server {
 pub struct Cluster {
     /// Removed with the cluster.
     _directory: TempDir,
+    layout: Layout,
+    binaries: Binaries,
     schedulers: Vec<Process>,
     agents: Vec<Process>,
     endpoints: Vec<String>,
@@ -105,12 +116,64 @@ impl Cluster {
         Ok(Self {
             traces: Traces { directory: directory.path().to_owned(), nodes },
             endpoints: layout.endpoints(options.schedulers),
+            layout,
+            binaries,
             _directory: directory,
             schedulers,
             agents,
             options,
             finished: false,
         })
+    }
+
+    /// Whether there is a build of the scheduler that knows only the first level.
+    pub fn has_first_level() -> bool {
+        Binaries::find().is_ok_and(|binaries| binaries.first_level_scheduler.is_some())
+    }
+
+    /// A further scheduler, with the next replica id, an empty disk, and these flags; it is not started.
+    pub fn add_scheduler(&mut self, flags: &[(&str, &str)]) -> usize {
+        let at = self.schedulers.len();
+        let mut process = self.layout.scheduler(at, &self.options, &self.binaries);
+        process.set_flag("initial-members", None);
+        for (key, value) in flags {
+            process.set_flag(key, Some(value));
+        }
+        self.schedulers.push(process);
+        self.endpoints.push(self.layout.scheduler_address(at, 7070));
+        at
+    }
+
+    /// Sets or takes away a flag of a server; it counts from its next start.
+    pub fn set_flag(&mut self, server: Server, key: &str, value: Option<&str>) {
+        self.process(server).set_flag(key, value);
+    }
+
+    /// From its next start on, a scheduler is the build under test.
+    pub fn upgrade(&mut self, scheduler: usize) {
+        let program = self.binaries.scheduler.clone();
+        self.schedulers[scheduler].set_program(program);
+    }
+
+    /// Removes a scheduler's data directory.
+    pub fn wipe(&mut self, scheduler: usize) -> anyhow::Result<()> {
+        std::fs::remove_dir_all(self.layout.scheduler_directory(scheduler)).context("remove a data directory")
+    }
+
+    /// Runs a subcommand of a scheduler that does not serve, on its data.
+    pub fn run_offline(&self, scheduler: usize, subcommand: &[&str]) -> anyhow::Result<String> {
+        self.schedulers[scheduler].run(subcommand)
+    }
+
+    /// Starts a scheduler that is to end by itself, and answers what it said.
+    pub async fn await_refusal(&mut self, scheduler: usize) -> anyhow::Result<String> {
+        self.schedulers[scheduler].start()?;
+        self.schedulers[scheduler].await_end().await
+    }
+
+    /// Where tests may put files; removed with the cluster.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.layout.root.join(name)
     }
 
     /// API addresses of all schedulers.
@@ -186,7 +249,8 @@ impl Cluster {
     }
 
     fn start_all(&mut self) -> anyhow::Result<()> {
-        self.schedulers.iter_mut().chain(&mut self.agents).try_for_each(Process::start)
+        let stopped = self.schedulers.iter_mut().chain(&mut self.agents).filter(|process| !process.runs());
+        stopped.into_iter().try_for_each(Process::start)
     }
 
     async fn await_all(&mut self) -> anyhow::Result<()> {
@@ -251,6 +315,7 @@ impl Drop for Cluster {
 }
 
 /// Names, addresses and directories of one cluster.
+#[derive(Debug)]
 struct Layout {
     root: PathBuf,
     network: String,
@@ -264,6 +329,10 @@ impl Layout {
 
     fn agent_directory(&self, at: usize) -> PathBuf {
         self.root.join(format!("node-{}", at + 1))
+    }
+
+    fn scheduler_directory(&self, at: usize) -> PathBuf {
+        self.root.join(format!("scheduler-{}", at + 1))
     }
 
     fn scheduler_address(&self, at: usize, port: u16) -> String {
@@ -284,16 +353,22 @@ impl Layout {
             .collect();
         let name = format!("scheduler-{}", at + 1);
         let http = self.scheduler_address(at, 7072);
-        let arguments = flags(&[
+        let mut arguments = flags(&[
             ("replica-id", (at + 1).to_string()),
-            ("data-dir", self.root.join(&name).display().to_string()),
+            ("data-dir", self.scheduler_directory(at).display().to_string()),
             ("api-listen", self.scheduler_address(at, 7070)),
             ("peer-listen", self.scheduler_address(at, 7071)),
             ("http-listen", http.clone()),
             ("initial-members", members.join(",")),
         ]);
+        let optional = [("lease-ms", options.lease_ms), ("replica-grace-ms", options.replica_grace_ms)];
+        for (key, value) in optional {
+            arguments.extend(value.iter().flat_map(|value| flags(&[(key, value.to_string())])));
+        }
+        let first_level = binaries.first_level_scheduler.clone().filter(|_| options.first_level);
+        let program = first_level.unwrap_or_else(|| binaries.scheduler.clone());
         let log = self.root.join(format!("{name}.log"));
-        Process::new(name, binaries.scheduler.clone(), arguments, http, log)
+        Process::new(name, program, arguments, http, log)
     }
 
     fn agent(&self, at: usize, options: &Options, binaries: &Binaries) -> Process {

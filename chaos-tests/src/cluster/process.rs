@@ -61,6 +61,11 @@ impl Process {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Whether it was started, and neither killed nor ended since.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Starts it. It is killed when the thread that called this ends, so call from one that outlives the cluster.
     pub fn start(&mut self) -> anyhow::Result<()> {
         if self.child.is_some() {
@@ -136,6 +141,45 @@ impl Process {
             tokio::time::sleep(READY_PAUSE).await;
         }
         bail!("{} is not ready ({last})\n{}", self.name, self.log_tail())
+    }
+
+    /// Sets a flag, or takes it away; it counts from the next start.
+    pub fn set_flag(&mut self, key: &str, value: Option<&str>) {
+        let flag = format!("--{key}");
+        if let Some(at) = self.arguments.iter().position(|argument| *argument == flag) {
+            self.arguments.drain(at..=at + 1);
+        }
+        if let Some(value) = value {
+            self.arguments.extend([flag, value.to_owned()]);
+        }
+    }
+
+    /// Another build of the program; it counts from the next start.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Runs the program with the server's flags and a subcommand, to its end; its output, or what it said was wrong.
+    pub fn run(&self, subcommand: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(&self.program).args(&self.arguments).args(subcommand).output();
+        let output = output.with_context(|| format!("run {} {}", self.name, subcommand.join(" ")))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until it ended by itself, and answers the end of its log.
+    pub async fn await_end(&mut self) -> anyhow::Result<String> {
+        for _ in 0..READY_LOOKS {
+            let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+            if self.child.is_none() || ended.is_some() {
+                self.child = None;
+                return Ok(self.log_tail());
+            }
+            tokio::time::sleep(READY_PAUSE).await;
+        }
+        bail!("{} runs on\n{}", self.name, self.log_tail())
     }
 
     /// The end of its log, for people.

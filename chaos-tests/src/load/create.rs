@@ -280,7 +280,7 @@ pub fn record_bytes() -> usize {
         ..Default::default()
     };
     let create = StoredCreateSandbox {
-        sandbox: format!("{TENANT}/sandboxes/s-{:020x}", 0),
+        sandbox: format!("{TENANT}/sandboxes/s-{:024x}", 0),
         spec: Some(spec),
         request: Some(StoredRequestKey { id: vec![1; 16], payload: vec![1; 32] }),
         decision: Some(Decision::Place("sim-100".to_owned())),

@@ -140,7 +140,7 @@ fn a_full_restart_keeps_every_sandbox_running() {
 
 /// When each main process began, in ticks since the host's boot, and what was written to each disk: a sandbox that was
 /// started anew would differ in both.
-async fn main_processes(client: &Client, names: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+pub async fn main_processes(client: &Client, names: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     let script = "[ -e /tmp/marker ] || cat /proc/sys/kernel/random/uuid > /tmp/marker; \
                   echo $(cut -d' ' -f22 /proc/1/stat) $(cat /tmp/marker)";
     let mut found = BTreeMap::new();

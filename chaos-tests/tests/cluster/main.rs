@@ -5,7 +5,11 @@
 
 mod api;
 mod faults;
+mod group;
+mod isolation;
 mod lifecycle;
+mod recovery;
+mod upgrade;
 mod watches;
 
 use std::sync::{Mutex, PoisonError};

@@ -270,7 +270,7 @@ impl Live<'_> {
         histogram!(RENEWAL_SECONDS).record(took.as_secs_f64());
         self.session.counters.granted(took > self.lease / 3);
         let (membership, supervisor) = (&self.session.membership, &self.session.supervisor);
-        if membership.lapsed_since(self.opened, now) && supervisor.needs_new_session() {
+        if supervisor.needs_new_session(self.opened, membership.lapsed_since(self.opened, now)) {
             // The ledger may have moved sandboxes meanwhile, and this session's assignment may not say so yet.
             return Err(End::Broken("the lease had lapsed: starting anew".into()));
         }

@@ -41,6 +41,12 @@ impl Gate {
         self.fence.is_some() && self.published <= now
     }
 
+    /// Whether the last published moment came after a session was opened: once it is over, that session does not do, whichever
+    /// agent's lease it was.
+    pub fn outlasts(&self, session: BootInstant) -> bool {
+        session < self.published
+    }
+
     pub fn leased(&mut self, until: BootInstant, session: BootInstant) {
         self.grant = Some(Grant { until, session });
     }
@@ -110,6 +116,7 @@ mod tests {
         gate.leased(at(30), at(1));
         assert!(gate.may_extend(at(20), || false, || panic!("not asked")), "there is nothing that could have moved");
         assert!(!gate.may_extend(at(20), || true, || true), "a session from before the lapse");
+        assert!(gate.outlasts(at(1)) && !gate.outlasts(at(12)));
         gate.leased(at(30), at(12));
         assert!(!gate.may_extend(at(20), || true, || true), "an assignment from before the lapse");
         gate.assigned(at(12));

@@ -150,9 +150,11 @@ impl Supervisor {
     }
 
     /// Whether, after a lapse of the lease, a session from before it does not do: what is fenced may have moved meanwhile.
-    pub fn needs_new_session(&self) -> bool {
+    /// `lapsed`: a lease of this agent lapsed since the session was opened; that of an earlier agent the gate knows.
+    pub fn needs_new_session(&self, opened: BootInstant, lapsed: bool) -> bool {
         let model = self.model();
-        model.gate.is_closed(BootInstant::now()) && model.is_fenced()
+        let from_before = lapsed || model.gate.outlasts(opened);
+        from_before && model.gate.is_closed(BootInstant::now()) && model.is_fenced()
     }
 
     /// The node belongs to another ledger from now on, restored from the one before: what is here is that one's until this

@@ -33,10 +33,12 @@ impl Model {
         !self.held.iter().any(|(name, held)| reconcile::is_unsettled(self.assignment.goal(name), known, held))
     }
 
-    /// Something fenced is here, or should be.
+    /// Something fenced is here, or should be, or may be in the middle of its start.
     pub fn is_fenced(&self) -> bool {
-        self.assignment.goals().values().any(Goal::is_fenced)
-            || self.held.values().any(|held| held.instances.values().any(|instance| instance.fenced))
+        let here = |held: &Held| {
+            matches!(held.busy, Some(Action::Start(_))) || held.instances.values().any(|instance| instance.fenced)
+        };
+        self.assignment.goals().values().any(Goal::is_fenced) || self.held.values().any(here)
     }
 
     pub fn know_the_named(&mut self) {

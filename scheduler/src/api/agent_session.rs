@@ -128,8 +128,8 @@ fn check_incarnation(incarnation: u128) -> Result<(), Status> {
 /// An agent that belongs to another ledger must not be taken for one of ours; one of a ledger that ours was restored from is.
 fn check_ledger(controller: &Controller, theirs: Option<&str>) -> Result<(), Status> {
     let state = controller.replica().state();
-    if state.ledger_id.is_none() {
-        // The first leader is about to open the ledger.
+    if state.ledger_id.is_none() || !controller.may_sign(&state) {
+        // This leader is about to open the ledger, or to make its key known: an agent must not miss either.
         return Err(status::not_leader(None));
     }
     let ours = ledger_id(&state);

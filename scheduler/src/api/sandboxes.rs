@@ -182,6 +182,9 @@ impl SandboxesApi {
         if !node.is_ready() {
             return Err(status::node_unreachable(&sandbox.name, id));
         }
+        if !self.controller.may_sign(state) {
+            return Err(status::no_leader());
+        }
         let expires = clock::log_time().plus_ms(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         let token = self.controller.signer().sign(TokenClaims {
             scope: Scope::Sandbox.into(),

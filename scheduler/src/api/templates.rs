@@ -74,6 +74,9 @@ impl TemplateService for TemplatesApi {
         let node = reachable(&state)
             .max_by_key(|node| (node.templates.contains(&digest), node.free().disk))
             .ok_or_else(status::no_node_available)?;
+        if !self.controller.may_sign(&state) {
+            return Err(status::no_leader());
+        }
         let expires = clock::log_time().plus_ms(u64::try_from(UPLOAD_TOKEN_TTL.as_millis()).unwrap_or(u64::MAX));
         let token = self.controller.signer().sign(TokenClaims {
             scope: Scope::TemplateUpload.into(),

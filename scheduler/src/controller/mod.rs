@@ -149,6 +149,12 @@ impl Controller {
         &self.0.signer
     }
 
+    /// Whether the ledger knows the key that this replica signs with, so that agents can: before, no token is worth anything.
+    pub fn may_sign(&self, state: &State) -> bool {
+        let known = state.replicas.get(&self.replica().id());
+        known.is_some_and(|record| record.token_key == self.0.signer.public_key())
+    }
+
     /// `None`: no secrets can be taken.
     pub fn sealer(&self) -> Option<&Sealer> {
         self.0.config.sealer.as_ref()

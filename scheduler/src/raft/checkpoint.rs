@@ -203,12 +203,12 @@ pub(super) fn write_file(path: &Path, state: &State, meta: &CheckpointMeta) -> R
     Ok(file)
 }
 
-struct RecordWriter {
-    out: BufWriter<File>,
+struct RecordWriter<W> {
+    out: W,
     records: u64,
 }
 
-impl RecordWriter {
+impl<W: Write> RecordWriter<W> {
     fn put(&mut self, record: Record) -> io::Result<()> {
         let bytes = pb::StoredCheckpointRecord { record: Some(record) }.encode_to_vec();
         let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
@@ -220,7 +220,7 @@ impl RecordWriter {
     }
 }
 
-fn write_records(writer: &mut RecordWriter, state: &State, meta: &CheckpointMeta) -> io::Result<()> {
+fn write_records<W: Write>(writer: &mut RecordWriter<W>, state: &State, meta: &CheckpointMeta) -> io::Result<()> {
     writer.put(Record::Header(header(state, meta)))?;
     let (floor, events) = tail(&state.events);
     writer.put(Record::Region(region_to(state, floor)))?;
@@ -285,17 +285,28 @@ pub fn read(path: &Path) -> Result<Loaded, CheckpointError> {
     let damaged = |what: String| CheckpointError::Damaged { path: path.to_owned(), what };
     let file = open_file(path).map_err(io)?;
     let mut reader = BufReader::new(file.file.as_ref());
+    let (state, meta) = read_records(&mut reader).map_err(|error| damaged(error.to_string()))?;
+    Ok(Loaded { state, meta, file })
+}
+
+fn read_records(reader: &mut impl Read) -> io::Result<(State, CheckpointMeta)> {
     let mut builder = Builder::default();
     loop {
-        let record = next_record(&mut reader).map_err(|error| damaged(error.to_string()))?;
+        let record = next_record(reader)?;
         if let Record::End(end) = record {
-            return match builder.finish(end.records) {
-                Ok((state, meta)) => Ok(Loaded { state, meta, file }),
-                Err(error) => Err(damaged(error.to_string())),
-            };
+            return Ok(builder.finish(end.records)?);
         }
-        builder.add(record).map_err(|error| damaged(error.to_string()))?;
+        builder.add(record)?;
     }
+}
+
+/// A checkpoint of `state`, written and read back in memory: for simulations. Who is in the group is the log's to say.
+pub fn written_and_read(state: &State) -> io::Result<State> {
+    let mut writer = RecordWriter { out: Vec::new(), records: 0 };
+    write_records(&mut writer, state, &CheckpointMeta::default())?;
+    let (mut read, _) = read_records(&mut writer.out.as_slice())?;
+    read.set_members(state.voters.clone(), state.learners.clone());
+    Ok(read)
 }
 
 fn next_record(reader: &mut impl Read) -> io::Result<Record> {

@@ -31,7 +31,7 @@ pub use types::Member;
 /// For tests of the store alone, from outside this crate.
 #[doc(hidden)]
 pub mod testing {
-    pub use super::checkpoint::CheckpointDirectory;
+    pub use super::checkpoint::{CheckpointDirectory, written_and_read};
     pub use super::state_machine::StateMachine;
     pub use super::types::{Batch, Entry, LogId, TypeConfig, Vote};
 }

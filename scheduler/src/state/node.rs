@@ -17,6 +17,7 @@ use warren_proto::ids::{Digest, Epoch, Generation, NodeId, SandboxName};
 use warren_proto::units::Resources;
 
 use super::command::{LogTime, Observation, Phase};
+use super::level::Level;
 use super::outcome::{Rejected, Reply};
 use super::{Context, State, region, sandbox};
 
@@ -28,6 +29,9 @@ pub const MAX_ORPHANS: usize = 1_000;
 
 /// Most labels that operators set on a node.
 pub const MAX_LABELS: usize = 64;
+
+/// No log entry moves a generation by as much: at 48 KiB an entry names a few thousand sandboxes at most.
+const GENERATIONS_PER_ENTRY: u64 = 1 << 20;
 
 /// What an agent says of its host when it registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +168,7 @@ fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -
         suspected: LogTime::default(),
         cordoned: false,
         labels: BTreeMap::new(),
-        generation: Generation(1),
+        generation: first_generation(state, context),
         assigned: Resources::default(),
         shrunk: false,
         sandboxes: imbl::OrdSet::new(),
@@ -175,6 +179,13 @@ fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -
     };
     state.nodes.insert(id.clone(), Arc::new(node));
     Ok(Reply::Done)
+}
+
+/// A node that was forgotten and returns goes on above every generation that its agent may have applied: below, what it is told
+/// would count as old.
+fn first_generation(state: &State, context: &Context) -> Generation {
+    let past = if state.level >= Level::SECOND { context.index.saturating_mul(GENERATIONS_PER_ENTRY) } else { 0 };
+    Generation(past).next()
 }
 
 /// The node, if the agent process that speaks is still the newest.

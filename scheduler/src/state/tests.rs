@@ -8,11 +8,15 @@ use warren_proto::units::Resources;
 
 use super::command::*;
 use super::event::{EventKind, Position};
+use super::level::Level;
+use super::node::Condition;
 use super::node::testing::report;
 use super::outcome::{Rejected, Reply};
 use super::sandbox::*;
 use super::testing::{name, node, resources, spec, template};
 use super::{State, invariants, request};
+
+mod second_level;
 
 /// A state driven as the log would drive it.
 #[derive(Clone)]
@@ -173,6 +177,21 @@ fn a_main_process_that_ends_is_stopped_with_its_exit_and_frees_its_node() {
     ledger.run(Body::AdvanceTime { samples: vec![ledger.now] }).unwrap();
     ledger.run(forget).unwrap();
     assert!(ledger.state.sandboxes.is_empty());
+}
+
+#[test]
+fn a_node_that_was_forgotten_and_returns_goes_on_above_its_generations() {
+    let mut ledger = Ledger::new();
+    ledger.state.level = Level::SECOND;
+    for id in ["r", "s", "t"] {
+        let _placed_or_queued = ledger.create(id, "a", None).unwrap();
+    }
+    let before = ledger.state.nodes[&node("a")].generation;
+    let suspect = Body::SetNodeCondition { node: node("a"), incarnation: 1, to: Condition::Suspect };
+    ledger.run(suspect).unwrap();
+    ledger.run(Body::ForgetNode { node: node("a") }).unwrap();
+    ledger.run(Body::RegisterNode { node: node("a"), report: report(1, resources(1000, 1000)) }).unwrap();
+    assert!(ledger.state.nodes[&node("a")].generation > before, "or its agent would take what it is told for old");
 }
 
 #[test]

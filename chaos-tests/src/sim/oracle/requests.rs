@@ -1,0 +1,89 @@
+//! Rule 3: the same request has one effect and one answer, and an answer that a client heard is in the ledger.
+
+use warren_scheduler::state::State;
+use warren_scheduler::state::command::{Body, Command, LogTime, RequestKey};
+use warren_scheduler::state::event::Event;
+use warren_scheduler::state::outcome::{Rejected, Reply};
+use warren_scheduler::state::request::RETENTION_MS;
+
+use super::super::client::{Call, Op};
+use super::super::log::Outcome;
+use super::Oracle;
+
+/// The first answer to a request id.
+#[derive(Debug, Clone)]
+pub(super) struct Answered {
+    payload: [u8; 32],
+    reply: Reply,
+    expires: LogTime,
+}
+
+fn key_of(body: &Body) -> Option<RequestKey> {
+    match body {
+        Body::CreateSandbox { request, .. } | Body::DeleteSandbox { request, .. } => *request,
+        _ => None,
+    }
+}
+
+impl Oracle {
+    pub(super) fn check_request(&mut self, _before: &State, command: &Command, outcome: &Outcome, events: &[Event]) {
+        let Some(key) = key_of(&command.body) else { return };
+        let scope = (command.caller.tenant.clone(), key.id);
+        let now = self.state.log_time;
+        let Some(first) = self.answered.get(&scope) else {
+            if let Ok(reply) = outcome {
+                let stamped = LogTime(u64::try_from(key.id >> 80).unwrap_or(u64::MAX));
+                let expires = now.max(stamped).plus_ms(RETENTION_MS);
+                self.answered.insert(scope, Answered { payload: key.payload, reply: reply.clone(), expires });
+            }
+            return;
+        };
+        let right = match outcome {
+            Ok(reply) => now < first.expires && key.payload == first.payload && *reply == first.reply,
+            Err(Rejected::RequestIdReused) => now < first.expires && key.payload != first.payload,
+            Err(Rejected::RequestIdExpired) => now >= first.expires,
+            Err(Rejected::LevelTooLow { .. }) => key.payload != first.payload,
+            // Nothing is looked up yet: a proposer whose clock is off is told so before all else.
+            Err(Rejected::TimeStep { .. }) => true,
+            Err(_) => false,
+        };
+        if !right || !events.is_empty() {
+            let what =
+                format!("request {:032x} was answered {:?} and is now answered {outcome:?}", key.id, first.reply);
+            self.wrong(3, what);
+        }
+    }
+
+    /// A client was told how its request ended.
+    pub fn acknowledged(&mut self, call: &Call, outcome: &Outcome) {
+        let Ok(Reply::Sandbox(sandbox)) = outcome else { return };
+        self.told_revision = self.told_revision.max(sandbox.revision);
+        let position = |event: &Event| event.position.index == sandbox.revision && event.sandbox.name == sandbox.name;
+        let known = match call.op {
+            // As it was when it was created, or as it stood when an idempotent create found it.
+            Op::Create { .. } | Op::Delete { .. } => self.events.iter().any(|event| position(event)),
+            Op::List => true,
+        };
+        if !known || sandbox.revision > self.state.revision {
+            self.wrong(
+                3,
+                format!(
+                    "a client was told of {} at revision {}, which the ledger does not hold",
+                    sandbox.name, sandbox.revision
+                ),
+            );
+        }
+    }
+
+    /// A linearizable list: not older than anything that anybody had been told before it was asked for.
+    pub fn listed(&mut self, call: &Call, revision: u64, names: &[warren_proto::ids::SandboxName]) {
+        if revision < call.floor {
+            self.wrong(3, format!("a list of revision {revision} was asked for when {} was known", call.floor));
+        }
+        let kept = self.states.iter().find(|(index, _)| *index == revision);
+        if kept.is_some_and(|(_, state)| !state.sandboxes.keys().eq(names.iter())) {
+            self.wrong(3, format!("a list of revision {revision} differs from the ledger"));
+        }
+        self.told_revision = self.told_revision.max(revision);
+    }
+}

@@ -1,0 +1,82 @@
+//! The group of replicas: joining, leaving, replacing the dead, handing over, and a disk that is gone.
+
+use anyhow::{Context, ensure};
+use warren_chaos::cluster::{Cluster, Options, Server};
+use warren_proto::v1::{GetClusterStatusResponse, Member, MemberRole};
+
+use crate::{create_many, delete_all, scenario};
+
+fn member(status: &GetClusterStatusResponse, id: u64) -> Option<&Member> {
+    status.members.iter().find(|member| member.replica_id == id)
+}
+
+fn votes(status: &GetClusterStatusResponse, id: u64) -> bool {
+    member(status, id).is_some_and(|m| matches!(m.role(), MemberRole::Follower | MemberRole::Leader))
+}
+
+fn id_of(scheduler: usize) -> u64 {
+    scheduler as u64 + 1
+}
+
+/// A new replica that joins through those that run, with a disk of its own.
+async fn join(cluster: &mut Cluster, flags: &[(&str, &str)]) -> anyhow::Result<usize> {
+    let addresses = cluster.endpoints().join(",");
+    let all: Vec<(&str, &str)> = std::iter::once(("join", addresses.as_str())).chain(flags.iter().copied()).collect();
+    let at = cluster.add_scheduler(&all);
+    cluster.restart(Server::Scheduler(at)).await.context("start the new replica")?;
+    Ok(at)
+}
+
+#[test]
+fn a_dead_replica_is_replaced_under_a_new_id_and_leadership_is_handed_over() {
+    scenario("replica replaced", Options::default(), async |cluster| {
+        let dead = cluster.follower().await?;
+        cluster.kill(Server::Scheduler(dead))?;
+        let names = create_many(&cluster.client()?, 4).await?;
+        let new = join(cluster, &[]).await?;
+        let client = cluster.client()?;
+        client.await_status("the new replica votes", |status| votes(status, id_of(new))).await?;
+        client.remove_replica(id_of(dead)).await.context("take the dead one out")?;
+        let status = client.await_status("it is out", |status| member(status, id_of(dead)).is_none()).await?;
+        ensure!(status.members.len() == 3, "{:?}", status.members);
+        client.transfer_leadership(id_of(new)).await.context("hand over")?;
+        client.await_status("the new one leads", |status| status.leader_id == id_of(new)).await?;
+        ensure!(client.list().await?.len() == names.len(), "sandboxes went missing");
+        client.await_running(&names).await?;
+        delete_all(&client, &names).await
+    });
+}
+
+#[test]
+fn a_standby_replaces_a_voter_that_is_dead_for_longer_than_its_grace() {
+    let options = Options { replica_grace_ms: Some(3000), agents: 1, ..Options::default() };
+    scenario("standby", options, async |cluster| {
+        let standby = join(cluster, &[("standby", "true")]).await?;
+        let client = cluster.client()?;
+        let waits = |status: &GetClusterStatusResponse| {
+            member(status, id_of(standby)).is_some_and(|m| m.role() == MemberRole::Standby && m.matched_index > 0)
+        };
+        client.await_status("the standby waits", waits).await?;
+        let dead = cluster.follower().await?;
+        cluster.kill(Server::Scheduler(dead))?;
+        let replaced =
+            |status: &GetClusterStatusResponse| votes(status, id_of(standby)) && member(status, id_of(dead)).is_none();
+        client.await_status("the standby replaced it", replaced).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_replica_that_lost_its_disk_says_so_and_does_not_vote_again() {
+    scenario("disk lost", Options { agents: 1, ..Options::default() }, async |cluster| {
+        let lost = cluster.follower().await?;
+        let client = cluster.client()?;
+        client.await_status("the second level", |status| status.level == 2).await?;
+        cluster.kill(Server::Scheduler(lost))?;
+        cluster.wipe(lost)?;
+        let said = cluster.await_refusal(lost).await?;
+        ensure!(said.contains("its disk was lost or replaced") && said.contains("--join"), "it says: {said}");
+        let names = create_many(&client, 2).await?;
+        delete_all(&client, &names).await
+    });
+}

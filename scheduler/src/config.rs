@@ -87,7 +87,7 @@ pub struct Settings {
     /// Between two heartbeats of the leader [default: 100]
     #[arg(long, env = "WARREN_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
-    /// Shortest silence of the leader after which others stand for election [default: 500]
+    /// Others stand for election when the leader was silent for 2⅓ to 2⅔ times this [default: 300]
     #[arg(long, env = "WARREN_ELECTION_TIMEOUT_MS", value_name = "MS")]
     pub election_timeout_ms: Option<u64>,
     /// Log entries between two checkpoints [default: 10000]
@@ -221,7 +221,7 @@ impl Settings {
         let peer_listen = listen("peer_listen", self.peer_listen, "127.0.0.1:7071", &tls)?;
         let http_listen = listen("http_listen", self.http_listen, "127.0.0.1:7072", &tls)?;
         let heartbeat = self.heartbeat_ms.unwrap_or(100);
-        let election = self.election_timeout_ms.unwrap_or(500);
+        let election = self.election_timeout_ms.unwrap_or(300);
         if heartbeat == 0 || election < heartbeat.saturating_mul(2) {
             let right = format!("must be at least twice heartbeat_ms ({heartbeat}), which must not be 0");
             return Err(invalid("election_timeout_ms", election, right));

@@ -6,8 +6,8 @@
 //!
 //! Children: `process` (one server), `binaries` (where its program is).
 
-mod binaries;
-mod process;
+pub(crate) mod binaries;
+pub(crate) mod process;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

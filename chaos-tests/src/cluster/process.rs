@@ -27,15 +27,38 @@ pub struct Process {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
-    /// `host:port` of its `/readyz`.
+    /// `host:port` of its readiness page, and the page.
     http: String,
+    ready_page: &'static str,
     log: PathBuf,
+    group: Option<u32>,
     child: Option<Child>,
 }
 
 impl Process {
     pub fn new(name: String, program: PathBuf, arguments: Vec<String>, http: String, log: PathBuf) -> Self {
-        Self { name, program, arguments, http, log, child: None }
+        Self { name, program, arguments, http, ready_page: "/readyz", log, group: None, child: None }
+    }
+
+    /// Where a foreign server says whether it is ready.
+    #[must_use]
+    pub fn ready_at(self, page: &'static str) -> Self {
+        Self { ready_page: page, ..self }
+    }
+
+    /// With other group rights than this program's: packet filters tell processes apart by them.
+    #[must_use]
+    pub fn in_group(self, group: u32) -> Self {
+        Self { group: Some(group), ..self }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// While it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Whether it was started, and neither killed nor ended since.
@@ -51,6 +74,7 @@ impl Process {
         let log = self.open_log().with_context(|| format!("open {}", self.log.display()))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
+            .args(self.group.iter().flat_map(|group| ["--clear-groups".to_owned(), format!("--regid={group}")]))
             .arg(&self.program)
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -108,7 +132,7 @@ impl Process {
                 self.child = None;
                 bail!("{} ended with {} before it was ready\n{}", self.name, describe(ended), self.log_tail());
             }
-            match tokio::time::timeout(PAGE_PATIENCE, status_line(&self.http)).await {
+            match tokio::time::timeout(PAGE_PATIENCE, status_line(&self.http, self.ready_page)).await {
                 Ok(Ok(line)) if line.contains(" 200 ") => return Ok(()),
                 Ok(Ok(line)) => last = line,
                 Ok(Err(error)) => last = error.to_string(),
@@ -183,11 +207,12 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The first line that `/readyz` answers with, and the page's text.
-async fn status_line(address: &str) -> io::Result<String> {
+/// The first line that a readiness page answers with, and its text.
+async fn status_line(address: &str, page: &str) -> io::Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));

@@ -24,9 +24,9 @@ mod watch;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 use tower::ServiceBuilder;
 use warren_proto::FILE_DESCRIPTOR_SET;
@@ -76,7 +76,6 @@ pub async fn serve(
     let forward = ForwardLayer::new(controller.replica().clone(), peers_tls);
     let layers = ServiceBuilder::new().layer(RequestMetricsLayer).layer(forward).into_inner();
     let mut server = Server::builder()
-        .tcp_nodelay(true)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT));
@@ -87,7 +86,7 @@ pub async fn serve(
     server
         .layer(layers)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled())
         .await
 }
 

@@ -12,6 +12,7 @@ use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_proto::v1;
 
 use super::status::invalid_field;
+use crate::clock;
 use crate::state::command::{Change, LogTime, RequestKey, TemplateSpec};
 use crate::state::sandbox::SandboxSpec;
 use crate::state::settings::{Egress, Expiry, Isolation, MAX_PRIORITY, Restart, Settings};
@@ -83,7 +84,8 @@ pub fn sandbox_name(text: &str) -> Result<SandboxName, Status> {
 /// The caller's id for the sandbox, or a new one of 80 random bits.
 pub fn sandbox_id(text: &str) -> Result<SandboxId, Status> {
     if text.is_empty() {
-        let made = format!("s-{:020x}", rand::random::<u128>() >> 48);
+        // Time first: what is made together stands together, in state and in lists, and is copied once for many.
+        let made = format!("s-{:012x}{:012x}", clock::log_time().0, rand::random::<u64>() >> 16);
         return SandboxId::parse(&made).map_err(id_error("sandbox_id"));
     }
     SandboxId::parse(text).map_err(id_error("sandbox_id"))

@@ -40,6 +40,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks that are read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
 
+/// How long a follower may take to write entries: a slow disk's worst sync. Its silence is noticed by heartbeats, not by this.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a checkpoint may take to be sent and installed: 1 GiB at 10 MB/s, with room.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -183,13 +186,16 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        // openraft's own limit is a heartbeat's interval. A sync may take longer, and to send again what is being synced
+        // only makes it later.
+        let limit = if rpc.entries.is_empty() { option.soft_ttl() } else { APPEND_TIMEOUT };
         let request = pb::AppendEntriesRequest {
             vote: Some(vote_to(&rpc.vote)),
             previous: rpc.prev_log_id.as_ref().map(log_id_to),
             entries: rpc.entries.iter().map(entry_to).collect(),
             leader_commit: rpc.leader_commit.as_ref().map(log_id_to),
         };
-        let response = self.client()?.append_entries(self.call(request, option.soft_ttl())).await;
+        let response = self.client()?.append_entries(self.call(request, limit)).await;
         append_response(self.checked(response)?).map_err(malformed)
     }
 

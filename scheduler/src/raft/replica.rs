@@ -14,8 +14,8 @@ use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 use tracing::{error, info};
 use warren_proto::client::ClientTls;
@@ -58,7 +58,7 @@ pub struct ReplicaConfig {
     /// Used when the data directory is empty: the first members of a new ledger, this one among them.
     pub initial_members: BTreeMap<ReplicaId, Member>,
     pub heartbeat: Duration,
-    /// Shortest; elections are randomised up to twice as long.
+    /// A silent leader is replaced after 2⅓ to 2⅔ of it: elections are randomised up to a third longer.
     pub election_timeout: Duration,
     pub tls: ClientTls,
     /// Log entries between two checkpoints.
@@ -246,7 +246,9 @@ fn raft_config(config: &ReplicaConfig) -> Result<Config, openraft::ConfigError> 
         cluster_name: "warren".to_owned(),
         heartbeat_interval: ms(config.heartbeat),
         election_timeout_min: ms(config.election_timeout),
-        election_timeout_max: ms(config.election_timeout).saturating_mul(2),
+        // A follower waits for the longest of these, and then for one drawn from between them: what is drawn keeps two
+        // followers apart, and a third of it does.
+        election_timeout_max: ms(config.election_timeout).saturating_mul(4) / 3,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.checkpoint_every),
         // Longer than an interval, or a follower would be sent checkpoints for ever.
         replication_lag_threshold: config.checkpoint_every.saturating_mul(LAG_INTERVALS),
@@ -319,13 +321,14 @@ impl Replica {
         let service = RaftServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let mut server = Server::builder().tcp_nodelay(true);
+        let mut server = Server::builder();
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;
         }
         let stop = self.0.stop.clone();
         self.0.runtime.spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
+            // Set here: the server's own setting does not count for connections that it is given.
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let served = server.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
             if let Err(error) = served.await {
                 error!(%error, "serve peers");

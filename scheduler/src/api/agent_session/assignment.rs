@@ -39,6 +39,11 @@ pub(super) struct Pushed {
 }
 
 impl Pushed {
+    /// How many instances the agent was told of.
+    pub(super) fn len(&self) -> usize {
+        self.instances.len()
+    }
+
     /// The message that brings the agent up to date with `state`, if it is not, and remembers it as told.
     pub(super) fn update(
         &mut self,

@@ -2,6 +2,7 @@
 //!
 //! A failed sync is fatal: after it nobody knows what is on disk, and to go on would be to acknowledge what may be lost.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,49 +79,51 @@ impl Writer {
 
     fn write(&self, operations: Vec<Operation>) -> io::Result<()> {
         let mut finish: Vec<Box<dyn FnOnce()>> = Vec::new();
-        let mut appends = sled::Batch::default();
-        let mut must_sync = false;
+        let mut late: BTreeMap<&'static [u8], Vec<u8>> = BTreeMap::new();
         for operation in operations {
             match operation {
                 Operation::Append { entries, callback, store } => {
-                    must_sync = true;
                     let last = entries.last().map(|(index, _)| *index);
-                    for (index, bytes) in entries {
-                        appends.insert(&key(index), bytes);
-                    }
+                    self.append(entries)?;
                     finish.push(Box::new(move || completed(callback, &store, last)));
                 }
-                Operation::Meta { key, value, done } => {
-                    // Never ahead of what was queued before it: a `committed` whose entries a power cut took would keep
-                    // this replica from starting.
-                    self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;
+                Operation::Meta { key, value, done: None } => {
+                    late.insert(key, value);
+                }
+                Operation::Meta { key, value, done: Some(done) } => {
                     self.meta.insert(key, value).map_err(sled_error)?;
-                    if let Some(done) = done {
-                        must_sync = true;
-                        finish.push(Box::new(move || {
-                            let _nobody_waits = done.send(());
-                        }));
-                    }
+                    finish.push(Box::new(move || {
+                        let _nobody_waits = done.send(());
+                    }));
                 }
                 Operation::Truncate { first, done } => {
-                    must_sync = true;
-                    self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;
                     self.truncate(first)?;
                     finish.push(Box::new(move || {
                         let _nobody_waits = done.send(());
                     }));
                 }
-                Operation::Remove { up_to } => {
-                    self.log.apply_batch(std::mem::take(&mut appends)).map_err(sled_error)?;
-                    self.remove_up_to(up_to)?;
-                }
+                Operation::Remove { up_to } => self.remove_up_to(up_to)?,
             }
         }
-        self.log.apply_batch(appends).map_err(sled_error)?;
-        if must_sync {
+        // Never ahead of what was queued before it: a `committed` whose entries a power cut took would keep this replica from
+        // starting. Of several only the newest counts.
+        for (key, value) in late {
+            self.meta.insert(key, value).map_err(sled_error)?;
+        }
+        // What nobody waits for goes to disk with the next sync.
+        if !finish.is_empty() {
             self.sync()?;
         }
         finish.into_iter().for_each(|complete| complete());
+        Ok(())
+    }
+
+    /// In order, so that a log that was cut half-way has no hole. One by one: a batch of sled's costs two more writes to the
+    /// disk and a dozen wake-ups of its threads, and its atomicity is worth nothing here.
+    fn append(&self, entries: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
+        for (index, bytes) in entries {
+            self.log.insert(key(index), bytes).map_err(sled_error)?;
+        }
         Ok(())
     }
 

@@ -1,87 +1,150 @@
-//! Every metric of the scheduler: names, units, descriptions, and where they are set from.
-//!
-//! No id, tenant or template is ever a label: the count of series does not grow with what Warren runs.
+//! Every metric of the scheduler: the recorder, what is set for a scrape, and the layer that counts calls. Names and what they say
+//! stand in `names`; modules record what only they see, under these names.
+
+pub mod names;
 
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tonic::body::Body;
 use tower::{Layer, Service};
+use warren_proto::units::Resources;
 
 use crate::clock;
 use crate::controller::Controller;
-use crate::raft::Leadership;
+use crate::raft::{Leadership, MemberRole};
+use crate::state::State;
+use crate::state::command::LogTime;
 use crate::state::sandbox::Life;
-
-const REQUESTS: &str = "warren_grpc_requests_total";
-const REQUEST_SECONDS: &str = "warren_grpc_request_duration_seconds";
-const IS_LEADER: &str = "warren_raft_is_leader";
-const HAS_LEADER: &str = "warren_raft_has_leader";
-const TERM: &str = "warren_raft_term";
-const LAST_LOG: &str = "warren_raft_last_log_index";
-const APPLIED: &str = "warren_raft_applied_index";
-const CHECKPOINT: &str = "warren_raft_checkpoint_index";
-const SYNCS: &str = "warren_raft_log_syncs_total";
-const NODES: &str = "warren_nodes";
-const SANDBOXES: &str = "warren_sandboxes";
-const SESSIONS: &str = "warren_agent_sessions";
-const KEPT_ANSWERS: &str = "warren_request_ids";
-const LOG_TIME: &str = "warren_log_time_seconds";
 
 /// Seconds; from a commit on a fast disk to what a client gives up on.
 const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
+/// Seconds of one placement decision (section 7 of the design: 50 µs).
+const DECISION_BUCKETS: [f64; 9] = [5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, 0.1];
+
 /// Installs the recorder; once a process.
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(REQUEST_SECONDS.to_owned()), &LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(names::PLACEMENT_SECONDS.to_owned()), &DECISION_BUCKETS)?
         .install_recorder()?;
-    describe_counter!(REQUESTS, Unit::Count, "gRPC calls that were answered here, by method and code");
-    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time until a gRPC call's response began, by method");
-    describe_gauge!(IS_LEADER, "1 while this replica leads");
-    describe_gauge!(HAS_LEADER, "1 while this replica knows a leader");
-    describe_gauge!(TERM, "Raft term");
-    describe_gauge!(LAST_LOG, "Index of the last entry in this replica's log");
-    describe_gauge!(APPLIED, "Index of the last entry that this replica has applied");
-    describe_gauge!(CHECKPOINT, "Index of the last entry that the newest checkpoint holds");
-    describe_counter!(SYNCS, Unit::Count, "Durable syncs of the log");
-    describe_gauge!(NODES, "Nodes by state, in the state that this replica has applied");
-    describe_gauge!(SANDBOXES, "Sandboxes by state, in the state that this replica has applied");
-    describe_gauge!(SESSIONS, "Agents that have a session with this replica");
-    describe_gauge!(KEPT_ANSWERS, "Answers in the table of request ids");
-    describe_gauge!(LOG_TIME, Unit::Seconds, "The ledger's clock, since the Unix epoch");
+    names::describe();
+    gauge!(names::STARTED).set(clock::log_time().0 as f64 / 1000.0);
     Ok(handle)
 }
 
 /// Sets the gauges that follow from state, for a scrape.
 #[allow(clippy::cast_precision_loss, reason = "a gauge is a float, and these stay far below 2^53")]
 pub fn observe(controller: &Controller) {
+    observe_raft(controller);
+    let state = controller.replica().state();
+    observe_region(&state);
+    let log_now = controller.log_now(&state);
+    gauge!(names::OLDEST_PENDING).set(oldest_pending(&state, log_now) as f64 / 1000.0);
+    gauge!(names::SESSIONS).set(controller.sessions().count() as f64);
+    gauge!(names::LEASES).set(controller.watched_leases() as f64);
+    gauge!(names::DISK_USED).set(controller.disk().percent() as f64 / 100.0);
+    gauge!(names::RESIDENT).set(resident_bytes() as f64);
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float, and these stay far below 2^53")]
+fn observe_raft(controller: &Controller) {
     let replica = controller.replica();
     let status = replica.status();
     let leads = matches!(*replica.leadership().borrow(), Leadership::Leader { .. });
-    gauge!(IS_LEADER).set(if leads { 1.0 } else { 0.0 });
-    gauge!(HAS_LEADER).set(if status.leader.is_some() { 1.0 } else { 0.0 });
-    gauge!(TERM).set(status.term as f64);
-    gauge!(LAST_LOG).set(status.last_log_index as f64);
-    gauge!(APPLIED).set(status.applied_index as f64);
-    gauge!(CHECKPOINT).set(status.checkpoint_index as f64);
-    counter!(SYNCS).absolute(status.sync_count);
-    let state = replica.state();
+    gauge!(names::IS_LEADER).set(if leads { 1.0 } else { 0.0 });
+    gauge!(names::HAS_LEADER).set(if status.leader.is_some() { 1.0 } else { 0.0 });
+    gauge!(names::TERM).set(status.term as f64);
+    gauge!(names::LAST_LOG).set(status.last_log_index as f64);
+    gauge!(names::APPLIED).set(status.applied_index as f64);
+    gauge!(names::CHECKPOINT).set(status.checkpoint_index as f64);
+    counter!(names::SYNCS).absolute(status.sync_count);
+    gauge!(names::PROPOSALS_PENDING).set(replica.pending_proposals() as f64);
+    let members = replica.members();
+    let of = |role: MemberRole| members.iter().filter(|member| member.role == role).count() as f64;
+    gauge!(names::MEMBERS, "role" => "voter").set(of(MemberRole::Leader) + of(MemberRole::Follower));
+    gauge!(names::MEMBERS, "role" => "learner").set(of(MemberRole::Learner));
+    gauge!(names::MEMBERS, "role" => "standby").set(of(MemberRole::Standby));
+    let silent = members.iter().filter(|member| leads && !member.reachable).count();
+    gauge!(names::MEMBERS_SILENT).set(silent as f64);
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a gauge is a float, and these stay far below 2^53")]
+fn observe_region(state: &State) {
     let (suspect, down) = (state.suspects.len(), state.down.len());
     let ready = state.nodes.len().saturating_sub(suspect).saturating_sub(down);
-    gauge!(NODES, "state" => "ready").set(ready as f64);
-    gauge!(NODES, "state" => "suspect").set(suspect as f64);
-    gauge!(NODES, "state" => "down").set(down as f64);
+    gauge!(names::NODES, "state" => "ready").set(ready as f64);
+    gauge!(names::NODES, "state" => "suspect").set(suspect as f64);
+    gauge!(names::NODES, "state" => "down").set(down as f64);
+    gauge!(names::NODES_CORDONED).set(state.nodes.values().filter(|node| node.cordoned).count() as f64);
+    gauge!(names::ORPHANS).set(state.nodes.values().map(|node| node.orphans.len()).sum::<usize>() as f64);
     for kind in Life::KINDS {
-        gauge!(SANDBOXES, "state" => kind.to_lowercase()).set(state.indexes.count(kind) as f64);
+        gauge!(names::SANDBOXES, "state" => kind.to_lowercase()).set(state.indexes.count(kind) as f64);
     }
-    gauge!(SESSIONS).set(controller.sessions().count() as f64);
-    gauge!(KEPT_ANSWERS).set(state.requests.len() as f64);
-    gauge!(LOG_TIME).set(state.log_time.0 as f64 / 1000.0);
+    let (capacity, assigned) =
+        state.nodes.values().fold((Totals::default(), Totals::default()), |(all, held), node| {
+            (all.plus(node.report.capacity), held.plus(node.assigned))
+        });
+    capacity.set(names::CAPACITY);
+    assigned.set(names::ASSIGNED);
+    gauge!(names::TENANTS).set(state.tenants.len() as f64);
+    gauge!(names::BRAKE).set(if state.region.brake_since.is_some() { 1.0 } else { 0.0 });
+    let pauses = state.region.pauses;
+    for (what, paused) in [("creates", pauses.creates), ("placement", pauses.placement), ("moves", pauses.moves)] {
+        gauge!(names::PAUSED, "what" => what).set(if paused { 1.0 } else { 0.0 });
+    }
+    gauge!(names::LEVEL).set(f64::from(state.level.0));
+    gauge!(names::KEPT_ANSWERS).set(state.requests.len() as f64);
+    gauge!(names::EVENTS).set(state.events.len() as f64);
+    gauge!(names::LOG_TIME).set(state.log_time.0 as f64 / 1000.0);
+}
+
+/// Sums over nodes, as gauges show them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    cores: f64,
+    memory: f64,
+    disk: f64,
+    gpus: f64,
+}
+
+impl Totals {
+    #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    fn plus(self, more: Resources) -> Self {
+        Self {
+            cores: self.cores + more.cpu.0 as f64 / 1000.0,
+            memory: self.memory + more.memory.0 as f64,
+            disk: self.disk + more.disk.0 as f64,
+            gpus: self.gpus + more.gpus.0 as f64,
+        }
+    }
+
+    fn set(self, name: &'static str) {
+        let all =
+            [("cpu_cores", self.cores), ("memory_bytes", self.memory), ("disk_bytes", self.disk), ("gpus", self.gpus)];
+        for (dimension, value) in all {
+            gauge!(name, "dimension" => dimension).set(value);
+        }
+    }
+}
+
+/// In ms.
+fn oldest_pending(state: &State, now: LogTime) -> u64 {
+    let firsts = state.indexes.queues.values().filter_map(|queue| queue.iter().map(|(_, created, _)| *created).min());
+    firsts.min().map_or(0, |created| now.0.saturating_sub(created.0))
+}
+
+/// From /proc; 0 where there is none.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0);
+    pages.saturating_mul(rustix::param::page_size() as u64)
 }
 
 /// Counts and times every gRPC call.
@@ -132,8 +195,9 @@ where
 fn record(method: &'static str, response: &Response<Body>, begin: Instant) {
     // A status that comes with the trailers counts as 0 here: the stream began well.
     let code = response.headers().get("grpc-status").and_then(|value| value.to_str().ok()).unwrap_or("0").to_owned();
-    counter!(REQUESTS, "method" => method, "code" => code).increment(1);
-    histogram!(REQUEST_SECONDS, "method" => method).record(clock::monotonic().duration_since(begin).as_secs_f64());
+    counter!(names::REQUESTS, "method" => method, "code" => code).increment(1);
+    histogram!(names::REQUEST_SECONDS, "method" => method)
+        .record(clock::monotonic().duration_since(begin).as_secs_f64());
 }
 
 /// The methods of Warren's own services; a path that a client made up is `other`.

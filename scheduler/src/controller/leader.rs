@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::metrics::counter;
 use futures::future::join_all;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 use super::log_clock::LogClock;
 use super::{ControlError, Controller, group, lock};
 use crate::clock;
+use crate::metrics::names;
 use crate::plan;
 use crate::plan::liveness::Verdict;
 use crate::plan::moves::Searched;
@@ -147,6 +149,7 @@ async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> 
         let planned = plan::liveness::plan(state, std::slice::from_ref(verdict));
         let mut result = Ok(());
         for body in planned {
+            counter!(names::LAPSES, "then" => verdict.condition.name().to_lowercase()).increment(1);
             warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
             result = propose(controller, body).await;
         }

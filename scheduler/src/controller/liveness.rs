@@ -118,6 +118,15 @@ impl Liveness {
         }
     }
 
+    /// How many nodes are watched.
+    pub fn len(&self) -> usize {
+        self.deadlines.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.deadlines.is_empty()
+    }
+
     /// When the next node is judged.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline.first().map(|(at, _)| *at)

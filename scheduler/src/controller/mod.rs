@@ -14,12 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ::metrics::{counter, histogram};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
 
 use crate::clock;
 use crate::disk::DiskUse;
+use crate::metrics::names;
 use crate::placement::view::{Reservation, View};
 use crate::placement::{Request, place};
 use crate::raft::{ProposeError, Replica};
@@ -329,6 +331,7 @@ impl Controller {
         if !lock(&self.0.liveness).renew(&node, received + self.lease()) {
             return Err(ControlError::GoingDown(node));
         }
+        counter!(names::RENEWALS).increment(1);
         if !record.is_ready() {
             let body = match state.level {
                 Level::FIRST => Body::SetNodeReachable { node: node.clone(), incarnation, reachable: true },
@@ -337,6 +340,11 @@ impl Controller {
             self.propose(node_caller(&node), body).await?;
         }
         Ok(())
+    }
+
+    /// Nodes whose lease this leader watches.
+    pub fn watched_leases(&self) -> usize {
+        lock(&self.0.liveness).len()
     }
 
     /// Log time as this leader has it; what the ledger has where no term is open here.
@@ -361,7 +369,10 @@ impl Controller {
             let message = "placement is paused in this region".to_owned();
             return (Decision::Queue(PendingReason { code: PendingCode::Paused, message }), None);
         }
-        match place(&view, &Request::new(&state, spec)) {
+        let began = clock::monotonic();
+        let placed = place(&view, &Request::new(&state, spec));
+        histogram!(names::PLACEMENT_SECONDS).record(began.elapsed().as_secs_f64());
+        match placed {
             Ok(node) => {
                 let reservation = view.reserve(&node, spec.resources);
                 let in_flight = InFlight { controller: self.clone(), reservation };

@@ -9,7 +9,7 @@ pub mod view;
 
 use std::collections::BTreeMap;
 
-use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName};
+use warren_proto::ids::{Digest, NodeId, SandboxName};
 use warren_proto::units::Resources;
 
 use crate::state::State;
@@ -29,7 +29,8 @@ pub struct Request {
     pub avoid: Option<NodeId>,
     /// It freezes on isolation, so a fence must live on the node.
     pub needs_fence: bool,
-    /// Its name, if it was placed before: a node that still holds an earlier instance cannot take it.
+    /// Its name, if it waits: a node that still holds another instance of it cannot take it. A new name may have one too, of an
+    /// earlier ledger.
     pub avoids_old: Option<SandboxName>,
 }
 
@@ -49,7 +50,7 @@ impl Request {
     pub fn of(state: &State, sandbox: &Sandbox) -> Self {
         Self {
             avoid: sandbox.avoid.clone(),
-            avoids_old: (sandbox.epoch > Epoch::default()).then(|| sandbox.name.clone()),
+            avoids_old: Some(sandbox.name.clone()),
             ..Self::new(state, &sandbox.spec)
         }
     }

@@ -9,6 +9,7 @@ use warren_proto::ids::SandboxName;
 use warren_proto::units::Resources;
 
 use super::{MAX_COMMANDS, Planned};
+use crate::placement::filter::Misfit;
 use crate::placement::view::{Reservation, View};
 use crate::placement::{Request, Unplaceable, place};
 use crate::state::State;
@@ -82,7 +83,10 @@ fn decide(
     }
     place(view, &request).map_err(|unplaceable| {
         let reason = unplaceable.reason();
-        hopeless.insert(shape, unplaceable);
+        // What only an old instance is in the way of, another sandbox of the same shape need not wait for.
+        if !unplaceable.misfits.contains_key(&Misfit::HoldsOld) {
+            hopeless.insert(shape, unplaceable);
+        }
         reason
     })
 }
@@ -106,10 +110,14 @@ fn explain(sandbox: &Sandbox, old: &PendingReason, reason: PendingReason) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use warren_proto::ids::Epoch;
+
     use super::*;
-    use crate::state::command::{Caller, Command, Decision};
+    use crate::state::command::{Caller, Command, Decision, Observation, Observed, Phase};
     use crate::state::invariants;
-    use crate::state::testing::{name, resources, spec, with_node_and_template};
+    use crate::state::testing::{name, node, resources, spec, with_node_and_template};
 
     fn create(state: &mut State, id: &str, memory: u64) {
         let reason = PendingReason { code: PendingCode::Conflict, message: String::new() };
@@ -163,5 +171,24 @@ mod tests {
             apply(&mut state, body);
         }
         assert_eq!(pass(&state), vec![]);
+    }
+
+    #[test]
+    fn a_node_with_another_instance_of_the_name_is_not_tried_again_and_again() {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        let orphan = Observed { sandbox: name("one"), epoch: Epoch(7), phase: Phase::Orphan };
+        let observation = Observation { sandboxes: vec![orphan], templates: Some(BTreeSet::new()) };
+        apply(&mut state, Body::Observe { node: node("a"), incarnation: 1, observation });
+        create(&mut state, "one", 400);
+        create(&mut state, "two", 400);
+        let planned = pass(&state);
+        let placed: Vec<_> = planned
+            .iter()
+            .filter_map(|body| match body {
+                Body::PlaceSandbox { sandbox, .. } => Some(sandbox.id.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(placed, ["two"], "and one of the same shape does not wait for it");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::metrics::{counter, histogram};
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
@@ -11,6 +12,8 @@ use warren_proto::v1 as pb;
 
 use super::replica::{LeaderInfo, ProposeError};
 use super::types::{Batch, Outcome, Raft, TypeConfig};
+use crate::clock;
+use crate::metrics::names;
 use crate::state::command::Command;
 use std::sync::Arc;
 
@@ -61,9 +64,12 @@ pub(super) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
         let batch;
         (batch, held) = fill(first, &mut queue);
+        counter!(names::PROPOSALS).increment(batch.len() as u64);
+        let began = clock::monotonic();
         let waiting = submit(&raft, batch).await;
         tokio::spawn(async move {
             waiting.finish().await;
+            histogram!(names::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
             drop(permit);
         });
     }
@@ -119,6 +125,7 @@ impl Submitted {
                 }
             }
             Err(error) => {
+                counter!(names::PROPOSALS_FAILED).increment(self.answers.len() as u64);
                 for answer in self.answers {
                     let _proposer_went_away = answer.send(Err(error.clone()));
                 }

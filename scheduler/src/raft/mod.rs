@@ -32,6 +32,7 @@ pub use types::Member;
 #[doc(hidden)]
 pub mod testing {
     pub use super::checkpoint::{CheckpointDirectory, written_and_read};
+    pub use super::offline::renewed;
     pub use super::state_machine::StateMachine;
     pub use super::types::{Batch, Entry, LogId, TypeConfig, Vote};
 }

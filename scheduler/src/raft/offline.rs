@@ -133,7 +133,7 @@ fn begin(
     fs::create_dir_all(data_dir).map_err(io)?;
     Identity::load_or_create(data_dir, id)?;
     let predecessor = state.ledger_id;
-    let state = renewed(state, id);
+    let state = renewed(state, id, LedgerId(rand::random()));
     let members = BTreeMap::from([(id.0, member)]);
     let membership = Membership::new(vec![BTreeSet::from([id.0])], members).map_err(|e| io(io::Error::other(e)))?;
     let last_membership = StoredMembership::new(Some(last), membership);
@@ -153,9 +153,9 @@ fn begin(
 }
 
 /// The same facts as a new ledger.
-fn renewed(mut state: State, id: ReplicaId) -> State {
+pub fn renewed(mut state: State, id: ReplicaId, ledger_id: LedgerId) -> State {
     state.predecessors.extend(state.ledger_id);
-    state.ledger_id = Some(LedgerId(rand::random()));
+    state.ledger_id = Some(ledger_id);
     let highest = state.sandboxes.values().map(|sandbox| sandbox.epoch).max().unwrap_or_default();
     let highest = highest.max(state.epoch_floor).max(state.restored_floor);
     state.restored_floor = Epoch(highest.0.saturating_add(EPOCH_GAP));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::counter;
 use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
@@ -32,6 +33,7 @@ use super::proposer::Proposer;
 use super::service::RaftApi;
 use super::state_machine::StateMachine;
 use super::types::{Member, Outcome, Raft, TypeConfig};
+use crate::metrics::names;
 use crate::state::State;
 use crate::state::command::Command;
 
@@ -356,6 +358,11 @@ impl Replica {
         self.0.identity
     }
 
+    /// Commands that wait to be put into an entry.
+    pub fn pending_proposals(&self) -> usize {
+        self.0.proposals.max_capacity().saturating_sub(self.0.proposals.capacity())
+    }
+
     /// Hashes of the states that this replica has had, newest last.
     pub fn hashes(&self) -> Vec<(u64, u128)> {
         self.0.hashes.all()
@@ -539,6 +546,9 @@ async fn watch_leadership(raft: Raft, leading: watch::Sender<Leadership>) {
         };
         leading.send_if_modified(|current| {
             let changed = *current != now;
+            if changed && !matches!(now, Leadership::Follower { leader: None }) {
+                counter!(names::LEADER_CHANGES).increment(1);
+            }
             *current = now;
             changed
         });

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ::metrics::histogram;
 use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
@@ -15,10 +16,12 @@ use tracing::{error, info};
 use super::checkpoint::{self, CheckpointDirectory, CheckpointError, CheckpointFile, Loaded};
 use super::hash::{self, Hasher, Hashes};
 use super::types::{Batch, CheckpointMeta, LogId, Outcome, StoredMembership, TypeConfig, members};
+use crate::clock;
+use crate::metrics::names;
 use crate::state::State;
 use crate::state::command::{Body, Command};
 use crate::state::event::EventRing;
-use crate::state::level::Level;
+use crate::state::level::{self, Level};
 
 /// Entries that are applied between two publications: readers wait no longer for the first of them.
 const PUBLISHED_AT_ONCE: usize = 64;
@@ -114,9 +117,8 @@ impl StateMachine {
         match payload {
             EntryPayload::Blank => Ok(Vec::new()),
             EntryPayload::Normal(batch) => {
-                let known = |command: &&Command| needed_level(command) <= Level::MAX;
-                if let Some(command) = batch.commands.iter().find(|command| !known(command)) {
-                    return Err(unknown_level(log_id.index, needed_level(command)));
+                if let Some(level) = batch.commands.iter().find_map(|command| unknown_level(&self.state, command)) {
+                    return Err(too_new(log_id.index, level));
                 }
                 Ok(batch.commands.iter().map(|command| self.state.apply(log_id.index, command)).collect())
             }
@@ -144,7 +146,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut waiting = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
+            let began = clock::monotonic();
             let outcomes = self.apply_entry(entry.log_id(), &entry.payload)?;
+            histogram!(names::APPLY_SECONDS).record(began.elapsed().as_secs_f64());
             if entry.log_id().index % hash::EVERY == 0 {
                 self.take_hash();
             }
@@ -184,15 +188,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// The level that a build must know to apply this.
-fn needed_level(command: &Command) -> Level {
-    match &command.body {
+/// The level that this build does not know and a command needs. One that would be raised to a level that some member does not
+/// support is rejected by every build alike: it stops nobody.
+fn unknown_level(state: &State, command: &Command) -> Option<Level> {
+    let needed = match &command.body {
+        Body::SetLevel { level } if level::supported(state).is_none_or(|supported| supported < *level) => return None,
         Body::SetLevel { level } => *level,
         body => body.level(),
-    }
+    };
+    (needed > Level::MAX).then_some(needed)
 }
 
-fn unknown_level(index: u64, level: Level) -> io::Error {
+fn too_new(index: u64, level: Level) -> io::Error {
     let known = Level::MAX;
     let what = format!(
         "entry {index} needs level {level} of the ledger's rules, this build knows up to {known}: run a newer build of the \
@@ -250,7 +257,13 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
     async fn build_snapshot(&mut self) -> Result<Checkpoint, io::Error> {
         let (directory, state, meta) = (self.directory.clone(), std::mem::take(&mut self.state), self.meta.clone());
         // The clone is dropped on the blocking thread too: it may be the last owner of much memory.
-        let written = tokio::task::spawn_blocking(move || directory.write(&state, &meta)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            let began = clock::monotonic();
+            let written = directory.write(&state, &meta);
+            histogram!(names::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
+            written
+        })
+        .await;
         let file = written.map_err(io::Error::other)??;
         let meta = self.meta.clone();
         replace_if_newer(&self.current, meta.clone(), file.clone());

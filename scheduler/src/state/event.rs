@@ -75,6 +75,14 @@ impl EventRing {
         self.events.push_back(event);
     }
 
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
     /// Position after which everything is here.
     pub fn floor(&self) -> Position {
         self.floor

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 
+use ::metrics::histogram;
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 use tracing::error;
 
 use super::{Inner, index_of, key, sled_error};
+use crate::clock;
+use crate::metrics::names;
 use crate::raft::types::TypeConfig;
 
 /// Operations that one sync covers at most: more would only delay the first of them.
@@ -125,10 +128,12 @@ impl Writer {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let began = clock::monotonic();
         self.db.flush().map_err(sled_error)?;
         if let Some(file) = &self.file {
             file.sync_data()?;
             self.syncs.fetch_add(1, Ordering::Relaxed);
+            histogram!(names::SYNC_SECONDS).record(began.elapsed().as_secs_f64());
         }
         Ok(())
     }

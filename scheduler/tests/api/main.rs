@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
+mod ledger;
+mod metrics;
+mod reading;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -29,6 +33,7 @@ use warren_scheduler::controller::{Controller, ControllerConfig, DebugSource};
 use warren_scheduler::disk::DiskUse;
 use warren_scheduler::raft::{Leadership, Member, Replica, ReplicaConfig};
 use warren_scheduler::signer::Signer;
+use warren_scheduler::state::level::Level;
 
 const TENANT: &str = "tenants/t";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One replica that leads, and its address.
 struct Region {
     replica: Replica,
+    controller: Controller,
     address: String,
     stop: CancellationToken,
     _directory: TempDir,
@@ -43,6 +49,11 @@ struct Region {
 
 impl Region {
     async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    /// With a controller's configuration that the test changes, and at the second level.
+    async fn start_with(change: impl FnOnce(&mut ControllerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (peers, api) = (bind().await, bind().await);
         let address = api.local_addr().unwrap().to_string();
@@ -64,7 +75,7 @@ impl Region {
         .unwrap();
         replica.serve_peers(peers, None).unwrap();
         let stop = CancellationToken::new();
-        let config = ControllerConfig {
+        let mut config = ControllerConfig {
             lease: Duration::from_secs(10),
             api_advertise: address.clone(),
             replica_grace: Duration::from_secs(600),
@@ -73,13 +84,14 @@ impl Region {
             debug: DebugSource::default(),
             stop: stop.clone(),
         };
+        change(&mut config);
         let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
-        tokio::spawn(warren_scheduler::api::serve(controller, api, None, ClientTls::default(), stop.clone()));
+        tokio::spawn(warren_scheduler::api::serve(controller.clone(), api, None, ClientTls::default(), stop.clone()));
         let mut leadership = replica.leadership();
         leadership.wait_for(|now| matches!(now, Leadership::Leader { .. })).await.unwrap();
-        replica.watch_state().wait_for(|state| !state.replicas.is_empty()).await.unwrap();
-        Self { replica, address, stop, _directory: directory }
+        replica.watch_state().wait_for(|state| state.level == Level::SECOND).await.unwrap();
+        Self { replica, controller, address, stop, _directory: directory }
     }
 
     fn channel(&self) -> Channel {
@@ -161,6 +173,23 @@ impl Agent {
         sandboxes.into_iter().map(|s| (s.sandbox.clone(), s.epoch, s.desired())).collect()
     }
 
+    /// The environment that a sandbox is assigned with.
+    async fn environment_of(mut self, sandbox: &str) -> BTreeMap<String, String> {
+        let next = async {
+            loop {
+                let sandboxes = match self.down.message().await.unwrap().unwrap().message {
+                    Some(Down::Assignment(whole)) => whole.sandboxes,
+                    Some(Down::AssignmentDelta(delta)) => delta.upserts,
+                    _ => continue,
+                };
+                if let Some(found) = sandboxes.into_iter().find(|assigned| assigned.sandbox == sandbox) {
+                    return found.environment.into_iter().map(|label| (label.key, label.value)).collect();
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, next).await.expect("an assignment")
+    }
+
     async fn report(&self, sandbox: &str, epoch: u64, phase: Phase) {
         let seen =
             SandboxObservation { sandbox: sandbox.into(), epoch, phase: phase.into(), ..SandboxObservation::default() };
@@ -174,6 +203,11 @@ impl Agent {
 async fn region_with_node() -> (Region, Agent) {
     let region = Region::start().await;
     let agent = Agent::start(&region).await;
+    create_template(&region).await;
+    (region, agent)
+}
+
+async fn create_template(region: &Region) {
     let template = Template { digest: digest(), size_bytes: 1, ..Template::default() };
     let request = CreateTemplateRequest {
         template_id: "base".into(),
@@ -181,7 +215,6 @@ async fn region_with_node() -> (Region, Agent) {
         ..CreateTemplateRequest::default()
     };
     region.templates().create_template(request).await.unwrap();
-    (region, agent)
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: ErrorReason) -> Status {

@@ -48,11 +48,7 @@ impl Request {
 
     /// What a sandbox that waits asks for.
     pub fn of(state: &State, sandbox: &Sandbox) -> Self {
-        Self {
-            avoid: sandbox.avoid.clone(),
-            avoids_old: Some(sandbox.name.clone()),
-            ..Self::new(state, &sandbox.spec)
-        }
+        Self { avoid: sandbox.avoid.clone(), avoids_old: Some(sandbox.name.clone()), ..Self::new(state, &sandbox.spec) }
     }
 }
 

@@ -6,6 +6,7 @@
 mod batcher;
 mod checkpoint;
 mod codec;
+mod confirm;
 mod hash;
 mod identity;
 mod log_store;

@@ -13,7 +13,7 @@ use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
@@ -24,6 +24,7 @@ use warren_proto::v1::raft_service_server::RaftServiceServer;
 
 use super::batcher::{self, Proposal};
 use super::checkpoint::{Backup, CheckpointDirectory, CheckpointError};
+use super::confirm;
 use super::hash::Hashes;
 use super::identity::{Identity, IdentityError};
 use super::log_store::{LogStore, OpenError};
@@ -198,6 +199,7 @@ struct Inner {
     states: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Leadership>,
     proposals: mpsc::Sender<Proposal>,
+    confirmations: mpsc::Sender<confirm::Asker>,
     election_timeout: Duration,
     runtime: Handle,
     stop: CancellationToken,
@@ -287,6 +289,12 @@ impl Replica {
         runtime.spawn(watch_leadership(raft.clone(), leading));
         let (proposals, queue) = mpsc::channel(batcher::QUEUE);
         runtime.spawn(batcher::run(raft.clone(), queue));
+        let (confirmations, askers) = mpsc::channel(confirm::QUEUE);
+        let (asked, limit) = (raft.clone(), config.election_timeout * READ_TIMEOUT_ELECTIONS);
+        runtime.spawn(confirm::run(askers, move || {
+            let raft = asked.clone();
+            async move { linearizer(&raft, limit).await.map(drop) }
+        }));
         Ok(Self(Arc::new(Inner {
             id: config.id,
             identity,
@@ -298,6 +306,7 @@ impl Replica {
             states,
             leadership,
             proposals,
+            confirmations,
             election_timeout: config.election_timeout,
             runtime,
             stop: CancellationToken::new(),
@@ -404,23 +413,16 @@ impl Replica {
         }
     }
 
-    /// Returns once a quorum has acknowledged this leader later than the call.
+    /// Returns once a quorum has acknowledged this leader later than the call. Shared with others who ask meanwhile, and
+    /// later by some milliseconds for that.
     pub async fn confirm_leadership(&self) -> Result<(), ProposeError> {
-        self.linearizer().await.map(drop)
+        let (answer, wait) = oneshot::channel();
+        self.0.confirmations.try_send(answer).map_err(|_| ProposeError::Overloaded)?;
+        wait.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
-    async fn linearizer(&self) -> Result<openraft::raft::linearizable_read::Linearizer<TypeConfig>, ProposeError> {
-        let asking = self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex);
-        match tokio::time::timeout(self.0.election_timeout * READ_TIMEOUT_ELECTIONS, asking).await {
-            Ok(Ok(linearizer)) => Ok(linearizer),
-            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
-                Err(ProposeError::NotLeader {
-                    leader: LeaderInfo::new(forward.leader_id, forward.leader_node.as_ref()),
-                })
-            }
-            Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
-            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::NotLeader { leader: None }),
-        }
+    async fn linearizer(&self) -> Result<Linearizer, ProposeError> {
+        linearizer(&self.0.raft, self.0.election_timeout * READ_TIMEOUT_ELECTIONS).await
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
@@ -526,6 +528,20 @@ async fn initialize(raft: &Raft, config: &ReplicaConfig) -> Result<(), StartErro
         // Another member was faster, and this one has heard of it.
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(other) => Err(error(other.to_string())),
+    }
+}
+
+type Linearizer = openraft::raft::linearizable_read::Linearizer<TypeConfig>;
+
+/// Hears from a quorum within `limit`.
+async fn linearizer(raft: &Raft, limit: Duration) -> Result<Linearizer, ProposeError> {
+    match tokio::time::timeout(limit, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
+        Ok(Ok(linearizer)) => Ok(linearizer),
+        Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+            Err(ProposeError::NotLeader { leader: LeaderInfo::new(forward.leader_id, forward.leader_node.as_ref()) })
+        }
+        Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
+        Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::NotLeader { leader: None }),
     }
 }
 

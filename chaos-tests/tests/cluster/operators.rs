@@ -35,7 +35,7 @@ fn every_operators_command_works_on_a_real_region() {
         nodes_and_tenants(cluster).await?;
         pauses(cluster)?;
         bundle_and_backup(cluster)?;
-        done(cluster, &["sandbox", "delete", "--all", "--yes", "--wait"]).map(drop)
+        done(cluster, &["sandbox", "delete", "--all", "--wait"]).map(drop)
     });
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 use warren_chaos::load::Place;
 use warren_chaos::load::create::{self, Plan};
 use warren_chaos::load::region::Shape;
@@ -146,7 +147,16 @@ impl RegionArgs {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let mut terminate = signal(SignalKind::terminate())?;
+    // What was started ends with the future that is dropped here: processes and directories.
+    tokio::select! {
+        outcome = measure(Cli::parse()) => outcome,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("told to end"),
+    }
+}
+
+async fn measure(cli: Cli) -> anyhow::Result<()> {
     let place = Place::new(cli.data_dir)?;
     match cli.command {
         Command::Create(args) => {
@@ -178,7 +188,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Failover(args) => {
             let kind = args.kind.into();
             if kind == failover::Kind::Partition
-                && let Some(code) = failover::in_private_network()?
+                && let Some(code) = failover::in_private_network().await?
             {
                 std::process::exit(code);
             }

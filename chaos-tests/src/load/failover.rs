@@ -186,18 +186,21 @@ fn tool(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 
 /// A partition needs packet filters, and they should be nobody else's: this program runs once more in a network of its own,
 /// which goes with it, filters and all. `None` where this is that run already; otherwise the exit code of it.
-pub fn in_private_network() -> anyhow::Result<Option<i32>> {
+pub async fn in_private_network() -> anyhow::Result<Option<i32>> {
     if std::env::var_os(INSIDE).is_some() {
         tool("ip", &["link", "set", "lo", "up"])?;
         return Ok(None);
     }
     ensure!(nix::unistd::geteuid().is_root(), "a partition needs root: it makes a network of its own");
-    let status = Command::new("unshare")
-        .args(["--net", "--fork", "--kill-child=SIGKILL", "--"])
+    // When this program is told to end, `unshare` is killed, and with it the copy told to end.
+    let status = tokio::process::Command::new("unshare")
+        .args(["--net", "--fork", "--kill-child=SIGTERM", "--"])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
+        .kill_on_drop(true)
         .status()
+        .await
         .context("run unshare")?;
     Ok(Some(status.code().unwrap_or(1)))
 }

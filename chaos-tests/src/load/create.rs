@@ -276,12 +276,12 @@ pub fn record_bytes() -> usize {
     let spec = StoredSandboxSpec {
         template: template.trim_start_matches("templates/").to_owned(),
         resources: Some(StoredResources {
-            cpu_milli: number(cpu_milli.into()),
+            cpu_milli: number(cpu_milli),
             memory_bytes: number(memory_bytes),
             disk_bytes: number(disk_bytes),
             gpus: 0,
         }),
-        pids: number(pids.into()),
+        pids: number(pids),
         ..Default::default()
     };
     let create = StoredCreateSandbox {

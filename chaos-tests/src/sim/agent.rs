@@ -223,7 +223,7 @@ impl World {
         self.pause(agent, pause);
     }
 
-    pub fn to_agent(&mut self, agent: usize, id: SessionId, message: Down) {
+    pub fn deliver_to_agent(&mut self, agent: usize, id: SessionId, message: Down) {
         if self.link(agent, id).is_none() {
             return;
         }
@@ -340,7 +340,7 @@ impl World {
         if !self.upheaval || host.ledger_file != self.oracle.state().ledger_id {
             return;
         }
-        let Some(process) = &host.process else { return };
+        let Some(process) = host.process.as_ref().filter(|process| process.assignment.is_known()) else { return };
         for (name, goal) in process.assignment.goals() {
             if let (Want::Running(_), Some(instance)) =
                 (&goal.want, host.instances.get_mut(&(name.clone(), goal.epoch)))

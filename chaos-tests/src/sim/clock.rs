@@ -62,7 +62,7 @@ impl Clock {
 
     /// True time at which the monotonic clock will show `reading`, rounded up: never early.
     pub fn when(&self, reading: Duration) -> At {
-        let local = u128::try_from(reading.as_micros().saturating_sub(u128::from(self.origin))).unwrap_or(0);
+        let local = reading.as_micros().saturating_sub(u128::from(self.origin));
         let rate = u128::try_from(1_000_000 + self.drift_ppm).unwrap_or(1_000_000);
         u64::try_from(local * 1_000_000 / rate + 2).unwrap_or(u64::MAX)
     }

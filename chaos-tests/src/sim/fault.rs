@@ -7,6 +7,9 @@ use super::clock::{MS, SECOND, micros};
 use super::queue::Event;
 use super::world::World;
 
+/// One kind of fault.
+type Fault = fn(&mut World);
+
 impl World {
     /// One fault, and the time of the next.
     pub fn fault(&mut self) {
@@ -16,7 +19,7 @@ impl World {
         let at = self.now + self.rng.between(1, self.plan.fault_pause);
         self.queue.put(at, Event::Fault);
         let w = self.plan.weights.clone();
-        let kinds: [(u64, fn(&mut Self)); 9] = [
+        let kinds: [(u64, Fault); 9] = [
             (w.replica_crash, Self::fault_replica_crash),
             (w.cut, Self::fault_cut),
             (w.transfer, Self::fault_transfer),

@@ -24,7 +24,6 @@ pub type Outcome = Result<Reply, Rejected>;
 /// One command on its way into the log.
 #[derive(Debug, Clone)]
 pub struct Proposal {
-    pub id: u64,
     pub command: Command,
     pub origin: Origin,
 }
@@ -55,7 +54,6 @@ pub struct Log {
     /// What a leader that crashed had sent.
     pub left_behind: VecDeque<Batch>,
     pub electing: bool,
-    pub proposed: u64,
 }
 
 impl Log {
@@ -82,15 +80,13 @@ impl World {
 
     /// Hands a command to a replica that thinks that it leads.
     pub fn propose(&mut self, replica: usize, caller: Caller, body: Body, origin: Origin) {
-        self.log.proposed += 1;
-        let id = self.log.proposed;
         let time = self.log_now(replica);
         let delay = self.rng.between(20, self.plan.longest_flush);
         let (now, this) = (self.now, &mut self.replicas[replica]);
         let Some(lead) = &mut this.lead else {
             return self.settle(replica, origin, Err(Unsettled::NotLeader));
         };
-        lead.waiting.push(Proposal { id, command: Command { caller, time, body }, origin });
+        lead.waiting.push(Proposal { command: Command { caller, time, body }, origin });
         if !std::mem::replace(&mut lead.flushing, true) {
             let term = lead.term;
             self.queue.put(now + delay, Event::Flush { replica, term });

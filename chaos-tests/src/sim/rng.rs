@@ -10,7 +10,7 @@ pub struct Rng(u64);
 impl Rng {
     pub fn new(seed: u64) -> Self {
         // Neighbouring seeds would give streams that overlap after a shift; one round of mixing parts them.
-        let mut mixed = Self(seed ^ 0x5EED_0F_3A_44_E4);
+        let mut mixed = Self(seed ^ 0x5EED_0F3A_44E4);
         Self(mixed.next())
     }
 

@@ -141,7 +141,7 @@ impl World {
         })
     }
 
-    pub fn to_replica(&mut self, id: SessionId, message: Up) {
+    pub fn deliver_to_replica(&mut self, id: SessionId, message: Up) {
         if !self.serves(id) || self.sessions.get(&id).is_none_or(|session| session.broken) {
             return;
         }

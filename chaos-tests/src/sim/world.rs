@@ -169,12 +169,12 @@ impl World {
             }
             Event::Pass { replica, term } => self.pass(replica, term),
             Event::Confirmed { replica, term, what } => self.confirmed(replica, term, what),
-            Event::ToReplica { session, message } => self.to_replica(session, message),
+            Event::ToReplica { session, message } => self.deliver_to_replica(session, message),
             Event::ToAgent { session, message } => {
                 if let Some(link) = self.sessions.get(&session).filter(|link| !link.broken)
                     && self.agents[link.agent].life == link.agent_life
                 {
-                    self.to_agent(link.agent, session, message);
+                    self.deliver_to_agent(link.agent, session, message);
                 }
             }
             Event::ReplicaLearns { session } => self.replica_learns(session),

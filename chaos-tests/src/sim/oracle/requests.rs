@@ -61,7 +61,7 @@ impl Oracle {
         let position = |event: &Event| event.position.index == sandbox.revision && event.sandbox.name == sandbox.name;
         let known = match call.op {
             // As it was when it was created, or as it stood when an idempotent create found it.
-            Op::Create { .. } | Op::Delete { .. } => self.events.iter().any(|event| position(event)),
+            Op::Create { .. } | Op::Delete { .. } => self.events.iter().any(position),
             Op::List => true,
         };
         if !known || sandbox.revision > self.state.revision {

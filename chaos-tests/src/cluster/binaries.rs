@@ -11,6 +11,7 @@ pub struct Binaries {
     /// A build of the scheduler that knows only the first level of the ledger's rules, if there is one.
     pub first_level_scheduler: Option<PathBuf>,
     pub agent: PathBuf,
+    pub ctl: PathBuf,
 }
 
 impl Binaries {
@@ -29,6 +30,7 @@ impl Binaries {
             scheduler: find("warren-scheduler")?,
             first_level_scheduler: find("warren-scheduler-first-level").ok(),
             agent: find("warren-node-agent")?,
+            ctl: find("warrenctl")?,
         })
     }
 }

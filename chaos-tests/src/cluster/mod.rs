@@ -9,7 +9,8 @@
 pub(crate) mod binaries;
 pub(crate) mod process;
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
@@ -40,6 +41,8 @@ pub struct Options {
     pub lease_ms: Option<u64>,
     /// How long a voter may be silent before a standby replaces it; the product's default where it is `None`.
     pub replica_grace_ms: Option<u64>,
+    /// Give the schedulers a key to seal secrets with.
+    pub secrets: bool,
     /// Begin with the build that knows only the first level of the ledger's rules.
     pub first_level: bool,
 }
@@ -55,6 +58,7 @@ impl Default for Options {
             disk: "64GiB".to_owned(),
             lease_ms: None,
             replica_grace_ms: None,
+            secrets: false,
             first_level: false,
         }
     }
@@ -110,6 +114,9 @@ impl Cluster {
         let network = format!("127.{}.{}", rand::random_range(1..=254u8), rand::random_range(0..=255u8));
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let layout = Layout { root: directory.path().to_owned(), network, unique: unique[..8].to_owned() };
+        if options.secrets {
+            layout.write_secrets_key()?;
+        }
         let schedulers = (0..options.schedulers).map(|at| layout.scheduler(at, &options, &binaries)).collect();
         let agents = (0..options.agents).map(|at| layout.agent(at, &options, &binaries)).collect();
         let nodes = (0..options.agents).map(|at| (layout.node(at), layout.agent_directory(at))).collect();
@@ -174,6 +181,11 @@ impl Cluster {
     /// Where tests may put files; removed with the cluster.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.layout.root.join(name)
+    }
+
+    /// The operators' command line.
+    pub fn ctl(&self) -> &Path {
+        &self.binaries.ctl
     }
 
     /// API addresses of all schedulers.
@@ -331,6 +343,16 @@ impl Layout {
         self.root.join(format!("node-{}", at + 1))
     }
 
+    fn secrets_key(&self) -> PathBuf {
+        self.root.join("secrets.key")
+    }
+
+    /// 32 bytes in base64, for its owner alone.
+    fn write_secrets_key(&self) -> anyhow::Result<()> {
+        std::fs::write(self.secrets_key(), "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\n")?;
+        std::fs::set_permissions(self.secrets_key(), std::fs::Permissions::from_mode(0o600)).context("protect the key")
+    }
+
     fn scheduler_directory(&self, at: usize) -> PathBuf {
         self.root.join(format!("scheduler-{}", at + 1))
     }
@@ -364,6 +386,9 @@ impl Layout {
         let optional = [("lease-ms", options.lease_ms), ("replica-grace-ms", options.replica_grace_ms)];
         for (key, value) in optional {
             arguments.extend(value.iter().flat_map(|value| flags(&[(key, value.to_string())])));
+        }
+        if options.secrets {
+            arguments.extend(flags(&[("secrets-key-file", self.secrets_key().display().to_string())]));
         }
         let first_level = binaries.first_level_scheduler.clone().filter(|_| options.first_level);
         let program = first_level.unwrap_or_else(|| binaries.scheduler.clone());

@@ -52,10 +52,10 @@ impl World {
     fn about_a_lease(&mut self) -> u64 {
         let lease = micros(self.lease);
         // From the last renewal to the verdict that a node is down.
-        let down = lease * 202 / 100 + 2 * SECOND;
+        let down = lease * 201 / 100 + SECOND;
         match self.rng.below(10) {
             0..5 => self.rng.between(lease / 20, lease * 3),
-            5..8 => self.rng.between(down - SECOND, down + SECOND),
+            5..8 => self.rng.between(down - lease / 3, down + SECOND / 2),
             _ => self.rng.between(down, down * 3),
         }
     }
@@ -223,6 +223,11 @@ impl World {
         let end = self.now + long;
         self.queue.put(self.now + 2 * SECOND, Event::CalmOperator);
         while self.oracle.violation.is_none() && self.now < end && self.step() {}
+        // Whatever was just begun comes to its end before anybody judges.
+        let quiet = |world: &Self| world.now >= world.last_commit + 3 * SECOND;
+        let last = end + 120 * SECOND;
+        while self.oracle.violation.is_none() && self.now < last && !quiet(self) && self.step() {}
+        self.oracle.came_to_rest(quiet(self));
         if self.oracle.violation.is_none() {
             self.oracle.all_is_calm(&self.agents);
         }

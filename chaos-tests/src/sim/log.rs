@@ -159,6 +159,7 @@ impl World {
         let members = first.then(|| self.replicas.iter().map(|replica| replica.id).collect());
         let entry = Arc::new(Entry { proposals, members });
         self.log.entries.push(entry.clone());
+        self.last_commit = self.now;
         let index = self.log.last();
         self.trace.note(self.now, format_args!("commit {index} term {} {}", self.log.term, kinds(&entry)));
         self.oracle.committed(self.now, index, &entry, &mut self.trace);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use warren_proto::ids::{Epoch, NodeId, TenantId};
-use warren_scheduler::state::State;
+use warren_scheduler::raft::testing::renewed;
 use warren_scheduler::state::command::{Body, Caller, LedgerId, Role};
 use warren_scheduler::state::node::Condition;
 use warren_scheduler::state::tenant::Quota;
@@ -12,10 +12,6 @@ use super::clock::SECOND;
 use super::leader::Origin;
 use super::queue::Event;
 use super::world::World;
-
-/// How far above every epoch that a backup knows a restored ledger begins: more placements of one name than any ledger makes
-/// between a backup and its restore.
-const RESTORED_EPOCHS: u64 = 1 << 20;
 
 impl World {
     /// Says something to whoever leads, if anybody does; operators try again later by themselves.
@@ -89,9 +85,12 @@ impl World {
     /// Every scheduler is stopped, and started again from a backup under a new ledger id.
     fn restore_backup(&mut self) {
         let Some(backup) = self.oracle.some_past(&mut self.rng) else { return };
-        let Some(old) = backup.ledger_id else { return };
+        if backup.ledger_id.is_none() {
+            return;
+        }
         self.trace.note(self.now, format_args!("the backup of index {} is restored", backup.revision));
-        let restored = restored(backup, old, LedgerId(u128::from(self.rng.next()) + 1));
+        let first = self.replicas[0].id;
+        let restored = renewed(backup, first, LedgerId(u128::from(self.rng.next()) + 1));
         for replica in 0..self.replicas.len() {
             self.crash_replica(replica);
             let this = &mut self.replicas[replica];
@@ -100,6 +99,7 @@ impl World {
             this.state = restored.clone();
             let at = self.now + self.rng.between(SECOND / 2, 5 * SECOND);
             self.queue.put(at, Event::ReplicaStarts { replica });
+            self.queue.put(at + SECOND, Event::Announce { replica });
         }
         self.log.base = restored.revision;
         self.log.entries.clear();
@@ -133,14 +133,4 @@ impl World {
         let left = state.nodes.get(id).is_some_and(|node| node.leftovers.contains_key(&(sandbox.clone(), epoch)));
         lives || left
     }
-}
-
-/// The state that a restored ledger begins with.
-fn restored(mut state: State, old: LedgerId, new: LedgerId) -> State {
-    let used = state.sandboxes.values().map(|sandbox| sandbox.epoch).max().unwrap_or_default();
-    let floor = used.max(state.epoch_floor).max(state.restored_floor);
-    state.predecessors.push(old);
-    state.ledger_id = Some(new);
-    state.restored_floor = Epoch(floor.0 + RESTORED_EPOCHS);
-    state
 }

@@ -89,7 +89,7 @@ impl Plan {
             most_sandboxes: usize::try_from(rng.between(8, 40)).unwrap_or(8),
             checkpoint_every: rng.between(8, 80),
             longest_flush: rng.between(100, 20 * MS),
-            slow_commits: rng.between(0, 150),
+            slow_commits: rng.between(0, 300),
             operator_pause: lease_us * rng.between(2, 20),
             freezing: rng.between(200, 1_000),
         }

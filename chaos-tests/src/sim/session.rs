@@ -322,8 +322,7 @@ impl World {
 
     /// A quorum has, or has not, acknowledged this leader since a renewal arrived.
     pub fn renewal_confirmed(&mut self, id: SessionId, sequence: u64, received: Duration, confirmed: bool) {
-        let confirmed = confirmed || self.bug == Some(Bug::RenewalWithoutQuorum);
-        if !confirmed {
+        if !confirmed && self.bug != Some(Bug::RenewalWithoutQuorum) {
             return self.refuse(id, Refusal::Failed);
         }
         let Some(session) = self.sessions.get(&id) else { return };
@@ -336,6 +335,9 @@ impl World {
         let (ready, level) = (record.is_ready(), this.state.level);
         let Some(lead) = &mut this.lead else { return };
         let renewed = lead.liveness.renew(&node, instant(received + lease));
+        if !confirmed {
+            self.oracle.granted_without_quorum(&node);
+        }
         if !renewed && self.bug != Some(Bug::DownRacesRenewal) {
             return self.refuse(id, Refusal::Failed);
         }

@@ -55,6 +55,8 @@ pub struct World {
     /// No more faults and no new requests.
     pub calm: bool,
     pub steps: u64,
+    /// When something was last committed.
+    pub last_commit: At,
 }
 
 impl World {
@@ -90,6 +92,7 @@ impl World {
             upheaval: false,
             calm: false,
             steps: 0,
+            last_commit: 0,
         };
         world.populate();
         world

@@ -8,6 +8,7 @@ mod faults;
 mod group;
 mod isolation;
 mod lifecycle;
+mod operators;
 mod recovery;
 mod upgrade;
 mod watches;

@@ -16,6 +16,7 @@ use super::backup::{self, BackupStream};
 use super::{caller, convert, read, status};
 use crate::clock;
 use crate::controller::Controller;
+use crate::metrics;
 use crate::raft::{self, MemberRole, MemberStatus};
 use crate::state::command::Body;
 use crate::state::level::Level;
@@ -193,6 +194,7 @@ impl ClusterService for ClusterApi {
         request: Request<GetDebugInfoRequest>,
     ) -> Result<Response<GetDebugInfoResponse>, Status> {
         caller::check_operator(&caller::of(&request))?;
+        metrics::observe(&self.controller);
         let debug = self.controller.debug_info();
         Ok(Response::new(GetDebugInfoResponse { config: debug.config, metrics: debug.metrics }))
     }

@@ -20,6 +20,13 @@ impl Oracle {
         self.hosts_agree(hosts);
     }
 
+    /// Nothing is left to do: whoever proposes the same again and again never ends.
+    pub fn came_to_rest(&mut self, quiet: bool) {
+        if !quiet {
+            self.wrong(12, "something is committed again and again, and nothing comes of it");
+        }
+    }
+
     fn nodes_are_back(&mut self, hosts: &[Agent]) {
         for host in hosts {
             match self.state.nodes.get(&host.id).map(|node| node.condition) {

@@ -40,6 +40,11 @@ impl Oracle {
         }
     }
 
+    /// Rule 2: a lease needs the word of a quorum that its leader still leads.
+    pub fn granted_without_quorum(&mut self, node: &NodeId) {
+        self.wrong(2, format!("{node} is granted a lease by a leader that no quorum confirmed"));
+    }
+
     /// Rule 2: from proposing that a node is down until that is settled, it gets no lease.
     pub fn granted_to_what_goes_down(&mut self, node: &NodeId) {
         self.wrong(2, format!("{node} is granted a lease while it is being declared down"));

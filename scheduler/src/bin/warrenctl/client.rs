@@ -13,6 +13,7 @@ use warren_proto::v1::cluster_service_client::ClusterServiceClient;
 use warren_proto::v1::node_service_client::NodeServiceClient;
 use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 use warren_proto::v1::template_service_client::TemplateServiceClient;
+use warren_proto::v1::tenant_service_client::TenantServiceClient;
 
 use crate::context::Settings;
 use crate::failure::Failure;
@@ -48,6 +49,11 @@ impl Client {
             return Err(Failure::Usage("no endpoints: --endpoints names schedulers, as host:port,...".to_owned()));
         }
         Ok(Self { endpoints, preferred: AtomicUsize::new(0), tls, tenant: settings.tenant, timeout })
+    }
+
+    /// Another replica, by the address that the group knows.
+    pub fn channel(&self, address: &str) -> Result<Channel, Failure> {
+        client::channel(address, &self.tls).map_err(usage)
     }
 
     /// Every endpoint by itself.
@@ -145,5 +151,9 @@ pub fn nodes(channel: Channel) -> NodeServiceClient<Channel> {
 }
 
 pub fn cluster(channel: Channel) -> ClusterServiceClient<Channel> {
-    ClusterServiceClient::new(channel)
+    ClusterServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+pub fn tenants(channel: Channel) -> TenantServiceClient<Channel> {
+    TenantServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }

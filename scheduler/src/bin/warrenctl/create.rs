@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::stream::{self, StreamExt};
-use warren_proto::v1::{CreateSandboxRequest, Resources, Sandbox};
+use warren_proto::v1::{CreateSandboxRequest, OnIsolation, Resources, RestartPolicy, Sandbox};
 
 use crate::client::{Client, request_id, sandboxes, within};
 use crate::failure::Failure;
@@ -12,6 +12,7 @@ use crate::follow::{Follow, Goal, Outcome, Wait, plight};
 use crate::names;
 use crate::output::{Format, Output, Row};
 use crate::sandbox::parent;
+use crate::settings::{self, Deadline, Isolation, Restart};
 
 /// Changes under way at once: enough to fill the schedulers' batches, few enough to leave room for other callers.
 pub const PARALLEL: usize = 32;
@@ -51,6 +52,32 @@ pub struct CreateArgs {
     /// Label
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = names::pair)]
     label: Vec<(String, String)>,
+    /// Annotation
+    #[arg(long, value_name = "KEY=VALUE", value_parser = names::pair)]
+    annotation: Vec<(String, String)>,
+    /// Variable whose value nobody sees: NAME=VALUE, or NAME to take it from this environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    secret: Vec<String>,
+    /// GPU devices
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    gpus: i64,
+    /// What it may reach: `none`, `public`, or destinations separated by commas [default: none]
+    #[arg(long, value_name = "WHAT")]
+    egress: Option<String>,
+    /// Whether it is started again when its main process ends
+    #[arg(long, value_enum)]
+    restart: Option<Restart>,
+    /// What happens when its node is silent for longer than its lease
+    #[arg(long, value_enum)]
+    on_isolation: Option<Isolation>,
+    #[command(flatten)]
+    deadline: Deadline,
+    /// How long it may wait for a node
+    #[arg(long, value_parser = names::duration)]
+    queue_timeout: Option<Duration>,
+    /// 0 to 100; the higher is placed first
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    priority: i32,
     /// Working directory [default: the template's]
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     workdir: String,
@@ -70,8 +97,10 @@ pub struct CreateArgs {
 }
 
 impl CreateArgs {
-    fn sandbox(&self) -> Sandbox {
-        Sandbox {
+    fn sandbox(&self) -> Result<Sandbox, Failure> {
+        let (ttl, deadline) = self.deadline.wire();
+        let secrets = self.secret.iter().map(|text| settings::secret(text));
+        Ok(Sandbox {
             template: names::in_collection("templates", &self.template),
             command: self.command.clone(),
             environment: self.env.iter().cloned().collect(),
@@ -82,10 +111,19 @@ impl CreateArgs {
                 memory_bytes: self.memory,
                 disk_bytes: self.disk,
                 pids: self.pids,
-                gpus: 0,
+                gpus: self.gpus,
             }),
+            annotations: self.annotation.iter().cloned().collect(),
+            secret_environment: secrets.collect::<Result<_, _>>()?,
+            egress: self.egress.as_deref().map(settings::egress),
+            restart_policy: self.restart.map_or(0, |policy| RestartPolicy::from(policy).into()),
+            on_isolation: self.on_isolation.map_or(0, |policy| OnIsolation::from(policy).into()),
+            ttl,
+            deadline,
+            queue_timeout: self.queue_timeout.and_then(|time| time.try_into().ok()),
+            priority: self.priority,
             ..Sandbox::default()
-        }
+        })
     }
 
     fn ids(&self) -> Vec<String> {
@@ -96,14 +134,15 @@ impl CreateArgs {
         }
     }
 
-    fn requests(&self, parent: &str) -> Vec<CreateSandboxRequest> {
+    fn requests(&self, parent: &str) -> Result<Vec<CreateSandboxRequest>, Failure> {
+        let sandbox = self.sandbox()?;
         let request = |sandbox_id| CreateSandboxRequest {
             parent: parent.to_owned(),
             sandbox_id,
-            sandbox: Some(self.sandbox()),
+            sandbox: Some(sandbox.clone()),
             request_id: self.request_id.clone().unwrap_or_else(request_id),
         };
-        self.ids().into_iter().map(request).collect()
+        Ok(self.ids().into_iter().map(request).collect())
     }
 }
 
@@ -116,7 +155,7 @@ pub async fn create(client: &Client, output: &Output, args: CreateArgs) -> Resul
     let mut printer = Printer { output, single: args.count.is_none(), kept: Vec::new() };
     let mut failures = Vec::new();
     let mut wait = Wait::new(Goal::Running);
-    let requests = args.requests(&parent);
+    let requests = args.requests(&parent)?;
     let mut creating = stream::iter(requests.into_iter().map(|r| create_one(client, r))).buffer_unordered(PARALLEL);
     while let Some(result) = creating.next().await {
         let sandbox = match result {

@@ -2,7 +2,8 @@
 //!
 //! Data goes to stdout, talk to stderr. Exit codes: see [`failure::Failure::exit_code`].
 //!
-//! `status` `node` `template` `sandbox` (with `create` `delete` `watch` `exec`) are the commands. They make calls through
+//! `status` `server` `region` `raft` `node` `tenant` `template` `sandbox` (with `create` `update` `delete` `watch` `exec`) `top`
+//! `doctor` `bundle` are the commands. They make calls through
 //! `client` (endpoints, retries), follow changes through `follow`, and write through `output`. Uses the wire format alone,
 //! nothing of the scheduler.
 
@@ -11,10 +12,12 @@
     reason = "a command line reads the clock for a person, and bounds how long it tries"
 )]
 
+mod bundle;
 mod client;
 mod context;
 mod create;
 mod delete;
+mod doctor;
 mod exec;
 mod failure;
 mod follow;
@@ -23,12 +26,19 @@ mod json;
 mod names;
 mod node;
 mod output;
+mod raft;
+mod region;
 mod retry;
 mod sandbox;
+mod server;
+mod settings;
 mod status;
 mod table;
 mod template;
+mod tenant;
 mod terminal;
+mod top;
+mod update;
 mod upload;
 mod watch;
 
@@ -93,7 +103,7 @@ enum Command {
     Status,
     /// Scheduler replicas
     #[command(subcommand)]
-    Server(status::ServerCommand),
+    Server(server::ServerCommand),
     /// Hosts that run sandboxes
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -103,6 +113,27 @@ enum Command {
     /// Sandboxes
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::SandboxCommand),
+    /// Who owns sandboxes, and their quotas
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// The region: pauses, the brake, the level of its rules
+    #[command(subcommand)]
+    Region(region::RegionCommand),
+    /// The replicas' log and state
+    #[command(subcommand)]
+    Raft(raft::RaftCommand),
+    /// What happens to sandboxes, a line an event
+    Events(watch::WatchArgs),
+    /// Who uses most
+    #[command(subcommand)]
+    Top(top::TopCommand),
+    /// Check that the ledger's rules hold, on every replica
+    Check,
+    /// Look for what is wrong, and say what to do
+    Doctor,
+    /// For bug reports
+    #[command(subcommand)]
+    Debug(bundle::DebugCommand),
     /// Write completions for a shell to stdout
     Completions {
         /// The shell
@@ -138,7 +169,15 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let output = Output::new(cli.global.output);
     match cli.command {
         Command::Status => status::status(&client, &output).await,
-        Command::Server(command) => status::server(&client, &output, command).await,
+        Command::Server(command) => server::run(&client, &output, command).await,
+        Command::Tenant(command) => tenant::run(&client, &output, command).await,
+        Command::Region(command) => region::run(&client, &output, command).await,
+        Command::Raft(command) => raft::run(&client, &output, command).await,
+        Command::Events(args) => watch::watch(&client, &output, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Top(command) => top::run(&client, &output, command).await,
+        Command::Check => raft::check(&client, &output).await,
+        Command::Doctor => doctor::run(&client, &output).await,
+        Command::Debug(command) => bundle::run(&client, command).await,
         Command::Node(command) => node::run(&client, &output, command).await,
         Command::Template(command) => template::run(&client, &output, command).await,
         Command::Sandbox(command) => sandbox::run(&client, &output, command).await,

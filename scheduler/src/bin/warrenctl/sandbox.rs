@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use warren_proto::v1::{GetSandboxRequest, ListSandboxesRequest, Sandbox};
+use warren_proto::v1::{EgressMode, GetSandboxRequest, ListSandboxesRequest, Sandbox, SandboxState};
 
 use crate::client::{Client, PAGE_SIZE, sandboxes, within};
 use crate::create::{CreateArgs, create};
@@ -12,24 +12,32 @@ use crate::exec::{ExecArgs, exec};
 use crate::failure::Failure;
 use crate::names;
 use crate::output::{Output, Row};
+use crate::settings;
 use crate::table::{age, bare, bytes, cpu, details, joined, last_segment, or_dash};
+use crate::update::{UpdateArgs, WaitArgs, update, wait};
 use crate::watch::{WatchArgs, watch};
 
 #[derive(Debug, Subcommand)]
 pub enum SandboxCommand {
     /// Create sandboxes
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the sandboxes of the tenant
     List {
         /// Of all tenants
         #[arg(long)]
         all_tenants: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
     },
     /// Show one sandbox
     Show {
         /// Id or full name
         name: String,
     },
+    /// Change labels, annotations, deadline, egress or priority
+    Update(UpdateArgs),
+    /// Wait until a sandbox is in a state
+    Wait(WaitArgs),
     /// Show what happens to sandboxes, as it happens
     Watch(WatchArgs),
     /// Execute a command in a sandbox, and exit as it did
@@ -40,8 +48,12 @@ pub enum SandboxCommand {
 
 pub async fn run(client: &Client, output: &Output, command: SandboxCommand) -> Result<ExitCode, Failure> {
     match command {
-        SandboxCommand::Create(args) => create(client, output, args).await?,
-        SandboxCommand::List { all_tenants } => output.list(&list(client, &parent(client, all_tenants)).await?)?,
+        SandboxCommand::Create(args) => create(client, output, *args).await?,
+        SandboxCommand::List { all_tenants, filter } => {
+            output.list(&list_filtered(client, filter.request(&parent(client, all_tenants))).await?)?;
+        }
+        SandboxCommand::Update(args) => update(client, output, args).await?,
+        SandboxCommand::Wait(args) => wait(client, output, args).await?,
         SandboxCommand::Show { name } => {
             let sandbox = get(client, &names::sandbox(&client.tenant, &name)).await?;
             output.one(&sandbox, || sandbox_details(&sandbox))?;
@@ -53,12 +65,39 @@ pub async fn run(client: &Client, output: &Output, command: SandboxCommand) -> R
     Ok(ExitCode::SUCCESS)
 }
 
+/// Which of them.
+#[derive(Debug, clap::Args)]
+pub struct FilterArgs {
+    /// Only those in these states
+    #[arg(long, value_delimiter = ',', value_parser = settings::state)]
+    state: Vec<SandboxState>,
+    /// Only those that bear this label
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = names::pair)]
+    label: Vec<(String, String)>,
+    /// Only those on this node
+    #[arg(long)]
+    node: Option<String>,
+}
+
+impl FilterArgs {
+    fn request(self, parent: &str) -> ListSandboxesRequest {
+        ListSandboxesRequest {
+            parent: parent.to_owned(),
+            page_size: PAGE_SIZE,
+            page_token: String::new(),
+            states: self.state.into_iter().map(Into::into).collect(),
+            labels: self.label.into_iter().collect(),
+            node: self.node.map(|node| names::in_collection("nodes", &node)).unwrap_or_default(),
+        }
+    }
+}
+
 /// What lists and watches are of.
 pub fn parent(client: &Client, all_tenants: bool) -> String {
     if all_tenants { "tenants/-".to_owned() } else { format!("tenants/{}", client.tenant) }
 }
 
-async fn get(client: &Client, name: &str) -> Result<Sandbox, Failure> {
+pub async fn get(client: &Client, name: &str) -> Result<Sandbox, Failure> {
     let get = |c| {
         let request = within(GetSandboxRequest { name: name.to_owned() });
         async move { sandboxes(c).get_sandbox(request).await }
@@ -68,12 +107,11 @@ async fn get(client: &Client, name: &str) -> Result<Sandbox, Failure> {
 
 /// Every sandbox, page by page.
 pub async fn list(client: &Client, parent: &str) -> Result<Vec<Sandbox>, Failure> {
-    let mut request = ListSandboxesRequest {
-        parent: parent.to_owned(),
-        page_size: PAGE_SIZE,
-        page_token: String::new(),
-        ..Default::default()
-    };
+    let parent = parent.to_owned();
+    list_filtered(client, ListSandboxesRequest { parent, page_size: PAGE_SIZE, ..Default::default() }).await
+}
+
+async fn list_filtered(client: &Client, mut request: ListSandboxesRequest) -> Result<Vec<Sandbox>, Failure> {
     let mut all = Vec::new();
     loop {
         let list = |c| {
@@ -127,7 +165,25 @@ pub fn why(sandbox: &Sandbox) -> String {
     }
 }
 
-fn sandbox_details(sandbox: &Sandbox) -> String {
+/// Nothing where it is not set.
+fn policy(name: &str, prefix: &str, times: u32) -> String {
+    let word = bare(name, prefix).to_lowercase().replace('_', "-");
+    match (word.as_str(), times) {
+        ("unspecified", _) => String::new(),
+        (word, 0) => word.to_owned(),
+        (word, times) => format!("{word}, {times} times so far"),
+    }
+}
+
+fn egress(sandbox: &Sandbox) -> String {
+    let Some(egress) = &sandbox.egress else { return String::new() };
+    match egress.mode() {
+        EgressMode::List => egress.allow.join(", "),
+        mode => bare(mode.as_str_name(), "EGRESS_MODE_").to_lowercase(),
+    }
+}
+
+pub fn sandbox_details(sandbox: &Sandbox) -> String {
     let resources = sandbox.resources.unwrap_or_default();
     let reason = sandbox.reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
     let exit = sandbox.exit_status.map(|exit| {
@@ -146,7 +202,14 @@ fn sandbox_details(sandbox: &Sandbox) -> String {
         ("Command", sandbox.command.join(" ")),
         ("Working directory", sandbox.working_directory.clone()),
         ("Environment", joined(&sandbox.environment)),
+        ("Secrets", sandbox.secret_names.join(", ")),
         ("Labels", joined(&sandbox.labels)),
+        ("Annotations", joined(&sandbox.annotations)),
+        ("Egress", egress(sandbox)),
+        ("Restart", policy(sandbox.restart_policy().as_str_name(), "RESTART_POLICY_", sandbox.restart_count)),
+        ("On isolation", policy(sandbox.on_isolation().as_str_name(), "ON_ISOLATION_", 0)),
+        ("Priority", if sandbox.priority == 0 { String::new() } else { sandbox.priority.to_string() }),
+        ("Deadline", sandbox.deadline.map(|at| at.to_string()).unwrap_or_default()),
         ("CPU", cpu(resources.cpu_milli)),
         ("Memory", bytes(resources.memory_bytes)),
         ("Disk", bytes(resources.disk_bytes)),

@@ -1,9 +1,8 @@
-//! `status` and `server`: the region at a glance, with or without a leader.
+//! `status`: the region at a glance, with or without a leader.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Subcommand;
 use futures::future::join_all;
 use serde::Serialize;
 use tonic::Status;
@@ -27,12 +26,6 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a replica may take to say how it is.
 const REPLICA_PATIENCE: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Subcommand)]
-pub enum ServerCommand {
-    /// List the replicas, their roles, and how far behind they are
-    Members,
-}
-
 /// The region at a glance; without a leader, what each replica says of itself (exit code 5).
 pub async fn status(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     match cluster_status(client, Instant::now() + client.timeout.min(LEADER_PATIENCE)).await {
@@ -52,17 +45,7 @@ pub async fn status(client: &Client, output: &Output) -> Result<ExitCode, Failur
     }
 }
 
-pub async fn server(client: &Client, output: &Output, command: ServerCommand) -> Result<ExitCode, Failure> {
-    let ServerCommand::Members = command;
-    let status = cluster_status(client, client.deadline()).await?;
-    match output.format {
-        Format::Table => write(&members(&status))?,
-        _ => output.list(&status.members)?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn cluster_status(client: &Client, deadline: Instant) -> Result<GetClusterStatusResponse, Failure> {
+pub async fn cluster_status(client: &Client, deadline: Instant) -> Result<GetClusterStatusResponse, Failure> {
     let get = |c| async move { cluster(c).get_cluster_status(within(GetClusterStatusRequest {})).await };
     client.call_until(deadline, get).await
 }
@@ -81,8 +64,24 @@ fn overview(status: &GetClusterStatusResponse) -> String {
         ("CPU", of(cpu(used.cpu_milli), cpu(all.cpu_milli))),
         ("Memory", of(bytes(used.memory_bytes), bytes(all.memory_bytes))),
         ("Disk", of(bytes(used.disk_bytes), bytes(all.disk_bytes))),
+        ("Attention", attention(status)),
     ]);
     format!("{summary}\n{}", members(status))
+}
+
+/// What an operator should know at a glance; empty when there is nothing.
+pub fn attention(status: &GetClusterStatusResponse) -> String {
+    let pauses = status.pauses.unwrap_or_default();
+    let mut said = Vec::new();
+    let paused = [("creates", pauses.creates), ("placement", pauses.placement), ("moves", pauses.moves)];
+    said.extend(paused.iter().filter(|(_, paused)| *paused).map(|(what, _)| format!("{what} paused")));
+    if let Some(brake) = &status.brake {
+        said.push(format!("brake: {} nodes silent, {} believed", brake.lapsed, brake.allowed));
+    }
+    if status.hold_until.is_some() {
+        said.push("the clock was set: deadlines wait".to_owned());
+    }
+    said.join("; ")
 }
 
 impl Row for Member {
@@ -106,7 +105,7 @@ impl Row for Member {
 }
 
 /// The members, with how many log entries each lacks that the leader has.
-fn members(status: &GetClusterStatusResponse) -> String {
+pub fn members(status: &GetClusterStatusResponse) -> String {
     let leader = status.members.iter().find(|member| member.role() == MemberRole::Leader);
     let last = leader.map_or(status.revision, |leader| leader.matched_index);
     let mut table = Table::new(&["REPLICA", "ROLE", "API", "PEER", "MATCHED", "REACHABLE", "LAG"]);

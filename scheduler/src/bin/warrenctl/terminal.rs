@@ -7,6 +7,8 @@ use rustix::termios::tcgetwinsize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use warren_proto::v1::TerminalSize;
 
+use crate::failure::Failure;
+
 /// Raw mode until it is dropped.
 #[derive(Debug)]
 pub struct RawMode {
@@ -62,6 +64,23 @@ impl Endings {
             _ = self.quit.recv() => 3,
             _ = self.terminate.recv() => 15,
         }
+    }
+}
+
+/// Asks before something that cannot be undone. Without a terminal to ask on, `yes` must have been said.
+pub fn confirm(what: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!("{what}: say --yes, there is no terminal to ask on")));
+    }
+    eprint!("{what}. Go on? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(Failure::io("read the answer"))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::Failed("not done".to_owned())),
     }
 }
 

@@ -1,0 +1,57 @@
+//! `top`: who uses most.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use warren_proto::v1::Node;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{Output, Row};
+use crate::{node, tenant};
+
+/// Lines that are shown: a screen.
+const SHOWN: usize = 30;
+
+#[derive(Debug, Subcommand)]
+pub enum TopCommand {
+    /// The fullest nodes, by the dimension that each is fullest in
+    Nodes,
+    /// The tenants with most memory
+    Tenants,
+}
+
+pub async fn run(client: &Client, output: &Output, command: TopCommand) -> Result<ExitCode, Failure> {
+    match command {
+        TopCommand::Nodes => {
+            let mut nodes = node::all(client).await?;
+            nodes.sort_by_key(|node| std::cmp::Reverse(fullness(node)));
+            show(output, nodes)?;
+        }
+        TopCommand::Tenants => {
+            let mut tenants = tenant::all(client).await?;
+            tenants.sort_by_key(|tenant| std::cmp::Reverse(tenant.usage.unwrap_or_default().memory_bytes));
+            show(output, tenants)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show<R: Row>(output: &Output, mut rows: Vec<R>) -> Result<(), Failure> {
+    let all = rows.len();
+    rows.truncate(SHOWN);
+    output.list(&rows)?;
+    if all > SHOWN {
+        eprintln!("the first {SHOWN} of {all}");
+    }
+    Ok(())
+}
+
+/// The share of its scarcest dimension, in thousandths.
+fn fullness(node: &Node) -> i64 {
+    let (used, all) = (node.assigned.unwrap_or_default(), node.capacity.unwrap_or_default());
+    let share = |used: i64, all: i64| if all > 0 { used.saturating_mul(1000) / all } else { 0 };
+    share(used.cpu_milli, all.cpu_milli)
+        .max(share(used.memory_bytes, all.memory_bytes))
+        .max(share(used.disk_bytes, all.disk_bytes))
+}

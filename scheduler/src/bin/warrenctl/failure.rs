@@ -160,6 +160,29 @@ fn hint(reason: ErrorReason) -> Option<&'static str> {
         R::CommandNotFound => "programs are looked up in the sandbox's PATH; an absolute path avoids that",
         R::TokenInvalid => "the clocks of schedulers and nodes may differ by more than a token's life",
         R::PermissionDenied => "this caller may not do that; --tenant and --tls-cert say who asks, and for whom",
+        R::TenantNotFound => "`warrenctl tenant list` shows the tenants; one comes with its first sandbox or its quota",
+        R::QuotaExceeded => {
+            "`warrenctl tenant show` says what is used; delete something, or raise it: `tenant set-quota`"
+        }
+        R::CreateRateExceeded => "create more slowly, or raise it: `warrenctl tenant set-quota --creates-per-minute`",
+        R::Paused => "`warrenctl region status` shows what is paused, `warrenctl region resume` ends it",
+        R::DiskFull => {
+            "delete what is not needed, or make room on the schedulers' disks: `warrenctl doctor` shows them"
+        }
+        R::EtagMismatch => {
+            "it changed meanwhile: look at it again with `warrenctl sandbox show`, then repeat the change"
+        }
+        R::ReplicaNotFound => "`warrenctl server members` shows the replicas and their ids",
+        R::Membership => "`warrenctl server members` shows the group; one change at a time, and never below a majority",
+        R::NodeState => {
+            "`warrenctl node show` says what state it is in; only a node that is not READY can be forgotten"
+        }
+        R::OrphanNotFound => "`warrenctl node orphans` shows what there is, as {sandbox}@{epoch}",
+        R::BatchRejected => "none was created; without --all-or-nothing the others would be",
+        R::RevisionNotReached => "that replica is behind: leave --min-revision out, or ask another with --endpoints",
+        R::LevelTooLow => "`warrenctl raft status` shows what each build supports; finish the upgrade first",
+        R::SecretsUnavailable => "start the schedulers with a key for secrets: `warren-scheduler --help`",
+        R::Braked => "look at the silent nodes with `warrenctl node list`; if they are down: `region release-brake`",
         R::Internal | R::DriverFailed => "the logs of the scheduler or node agent say more",
         _ => return None,
     })

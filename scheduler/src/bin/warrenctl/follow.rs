@@ -214,7 +214,7 @@ impl Wait {
     }
 
     fn judge(&self, kind: Kind, sandbox: &Sandbox) -> Option<Outcome> {
-        use SandboxState::{Failed, Running, Stopped, Stopping};
+        use SandboxState::{Cancelled, Failed, Lost, Running, Stopped, Stopping};
         match (self.goal, kind, sandbox.state()) {
             (Goal::Gone, Kind::Deleted, _) => Some(Outcome::Reached),
             // A delete that was answered with anything else had nothing to stop.
@@ -225,7 +225,7 @@ impl Wait {
             (Goal::Running, _, Stopped) if sandbox.exit_status.is_some_and(|exit| exit.code == 0) => {
                 Some(Outcome::Reached)
             }
-            (Goal::Running, _, Failed | Stopped | Stopping) => Some(Outcome::Never(plight(sandbox))),
+            (Goal::Running, _, Failed | Cancelled | Lost | Stopped | Stopping) => Some(Outcome::Never(plight(sandbox))),
             (Goal::Running, ..) => None,
         }
     }

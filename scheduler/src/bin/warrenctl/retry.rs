@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use tonic::{Code, Status};
-use warren_proto::error::retry_after_of;
+use warren_proto::error::{reason_of, retry_after_of};
+use warren_proto::v1::ErrorReason;
 
 /// Pause once every endpoint has failed; doubles up to the last. An election takes about half a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -12,11 +13,19 @@ const LAST_PAUSE: Duration = Duration::from_millis(1000);
 
 /// Nothing was done, or it is safe to do again with the same request id, or the server says itself that a retry is worth it.
 pub fn is_transient(status: &Status) -> bool {
+    if reason_of(status).is_some_and(is_decided) {
+        return false;
+    }
     let code = matches!(
         status.code(),
         Code::Unavailable | Code::Unknown | Code::Aborted | Code::Cancelled | Code::DeadlineExceeded
     );
     code || retry_after_of(status).is_some() || is_broken_connection(status)
+}
+
+/// The same again would be answered the same until a person does something, whatever the code says of other requests.
+fn is_decided(reason: ErrorReason) -> bool {
+    matches!(reason, ErrorReason::EtagMismatch | ErrorReason::BatchRejected | ErrorReason::Paused)
 }
 
 /// The transport failed in mid-call: the status was made here, not there.
@@ -61,7 +70,6 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use warren_proto::error::ErrorBuilder;
-    use warren_proto::v1::ErrorReason;
 
     use super::*;
 
@@ -97,5 +105,15 @@ mod tests {
         for code in [Code::Unavailable, Code::Unknown, Code::Aborted] {
             assert!(is_transient(&Status::new(code, "later")), "{code:?}");
         }
+    }
+
+    #[test]
+    fn what_only_a_person_can_change_is_not_tried_again() {
+        let aborted = |reason| ErrorBuilder::new(Code::Aborted, reason, "").build();
+        assert!(is_transient(&aborted(ErrorReason::Conflict)));
+        assert!(!is_transient(&aborted(ErrorReason::EtagMismatch)));
+        assert!(!is_transient(&aborted(ErrorReason::BatchRejected)));
+        let paused = ErrorBuilder::new(Code::Unavailable, ErrorReason::Paused, "").retry_after(Duration::from_secs(5));
+        assert!(!is_transient(&paused.build()));
     }
 }

@@ -34,7 +34,7 @@ pub struct FleetArgs {
     /// How many
     #[arg(long, default_value_t = 100)]
     pub count: usize,
-    /// Node n is named <PREFIX>n
+    /// Node n is named `PREFIXn`
     #[arg(long, default_value = "sim-", value_name = "PREFIX")]
     pub node_prefix: String,
     /// Templates that every node says it holds, a,b; any other it pretends to fetch

@@ -334,17 +334,21 @@ impl World {
         }
     }
 
-    /// What the assignment wants to run is the ledger's, whosever it was.
+    /// What the assignment wants to run is the ledger's, whosever it was, unless the assignment is from before the ledger
+    /// forgot it.
     fn own_the_named(&mut self, agent: usize) {
-        let host = &mut self.agents[agent];
+        let host = &self.agents[agent];
         if !self.upheaval || host.ledger_file != self.oracle.state().ledger_id {
             return;
         }
-        let Some(process) = host.process.as_ref().filter(|process| process.assignment.is_known()) else { return };
-        for (name, goal) in process.assignment.goals() {
-            if let (Want::Running(_), Some(instance)) =
-                (&goal.want, host.instances.get_mut(&(name.clone(), goal.epoch)))
-            {
+        let Some(process) = &host.process else { return };
+        let wanted = process.assignment.goals().iter().filter(|(_, goal)| matches!(goal.want, Want::Running(_)));
+        let named: Vec<_> = wanted
+            .filter(|(name, goal)| self.is_known(agent, name, goal.epoch))
+            .map(|(name, goal)| (name.clone(), goal.epoch))
+            .collect();
+        for key in named {
+            if let Some(instance) = self.agents[agent].instances.get_mut(&key) {
                 instance.disowned = false;
             }
         }

@@ -5,8 +5,8 @@ use warren_chaos::sim::{self, Bug};
 #[test]
 fn clean_code_breaks_no_rule() {
     for seed in 1..=1_000 {
-        let report = sim::run(seed, 400, None, false);
-        assert_eq!(report.violation, None, "again: sim replay --seed {seed} --steps 400 --trace");
+        let report = sim::run(seed, 2_000, None, false);
+        assert_eq!(report.violation, None, "again: sim replay --seed {seed} --steps 2000 --trace");
     }
 }
 
@@ -19,13 +19,12 @@ fn a_seed_gives_the_same_trace_always() {
     assert_ne!(sim::run(1, 500, None, false).hash, sim::run(2, 500, None, false).hash);
 }
 
-/// Seeds in which a planted bug is looked for; the rarest needs some hundred.
-const SEEDS: u64 = 1_000;
+/// Seeds in which a planted bug is looked for; the rarest needs some seventy.
+const SEEDS: u64 = 300;
 
 #[test]
 fn planted_bugs_are_found() {
-    // A renewal must fall into the few milliseconds in which a node is declared down: that needs more seeds than a test has.
-    for bug in Bug::ALL.into_iter().filter(|bug| *bug != Bug::DownRacesRenewal) {
+    for bug in Bug::ALL {
         let found = (1..=SEEDS).any(|seed| sim::run(seed, 3_000, Some(bug), false).violation.is_some());
         assert!(found, "{} is not found in {SEEDS} seeds", bug.name());
     }

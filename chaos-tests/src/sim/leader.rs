@@ -198,7 +198,7 @@ impl World {
     }
 
     fn begin_term(&mut self, replica: usize, term: u64) {
-        let wait = self.lease.mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET;
+        let wait = self.grace();
         let this = &mut self.replicas[replica];
         let until = instant(this.clock.monotonic(self.now) + wait);
         let nodes: Vec<(NodeId, Condition)> =
@@ -207,6 +207,11 @@ impl World {
         lead.open = true;
         lead.liveness.begin_term(nodes.into_iter(), until, wait);
         self.wake_planner(replica, 0);
+    }
+
+    /// From the lapse of a lease to the verdict that its node is down.
+    pub fn grace(&self) -> Duration {
+        self.lease.mul_f64(CLOCK_DRIFT) + FREEZE_BUDGET
     }
 
     /// Sees to it that a pass happens `delay` from now, or earlier.

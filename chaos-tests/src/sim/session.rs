@@ -82,7 +82,7 @@ pub struct Session {
     registered: bool,
     hello: Observation,
     /// When the last renewal arrived, by the replica's clock.
-    received: Duration,
+    pub received: Duration,
     told: Told,
 }
 
@@ -289,7 +289,7 @@ impl World {
         let deadline = instant(this.clock.monotonic(self.now) + self.lease);
         let ledger_id = this.state.ledger_id.unwrap_or_default();
         let Some(lead) = &mut this.lead else { return };
-        if !lead.liveness.renew(&node, deadline) {
+        if !lead.liveness.renew(&node, deadline) && self.bug != Some(Bug::DownRacesRenewal) {
             return self.refuse(id, Refusal::Failed);
         }
         if !self.serves(id) {

@@ -146,6 +146,14 @@ impl World {
 
     /// The agent hears how an action ended, and begins the next one.
     pub fn done(&mut self, agent: usize, sandbox: &SandboxName, action: Action, done: Done) {
+        let ended = match action {
+            // Whoever waits for an end hears at once of one that came before.
+            Action::Start(epoch) => self.agents[agent]
+                .instances
+                .get(&(sandbox.clone(), epoch))
+                .and_then(|one| matches!(one.presence, Presence::Ended(_)).then(|| one.presence.clone())),
+            _ => None,
+        };
         let Some(process) = self.process(agent) else { return };
         let held = process.held.entry(sandbox.clone()).or_default();
         held.busy = None;
@@ -156,7 +164,7 @@ impl World {
                 return self.queue.put(at, Event::Agent { agent, life, timer: Timer::Retry });
             }
             (Action::Start(epoch), Done::Started { fenced }) => {
-                let (driver, presence) = ("sim".to_owned(), Presence::Running);
+                let (driver, presence) = ("sim".to_owned(), ended.unwrap_or(Presence::Running));
                 held.instances.insert(epoch, reconcile::Instance { driver, presence, fenced });
                 record = Some(Record { epoch, stage: Stage::Started });
             }

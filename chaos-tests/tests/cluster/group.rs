@@ -51,13 +51,13 @@ fn a_dead_replica_is_replaced_under_a_new_id_and_leadership_is_handed_over() {
 fn a_standby_replaces_a_voter_that_is_dead_for_longer_than_its_grace() {
     let options = Options { replica_grace_ms: Some(3000), agents: 1, ..Options::default() };
     scenario("standby", options, async |cluster| {
+        let dead = cluster.follower().await?;
         let standby = join(cluster, &[("standby", "true")]).await?;
         let client = cluster.client()?;
         let waits = |status: &GetClusterStatusResponse| {
             member(status, id_of(standby)).is_some_and(|m| m.role() == MemberRole::Standby && m.matched_index > 0)
         };
         client.await_status("the standby waits", waits).await?;
-        let dead = cluster.follower().await?;
         cluster.kill(Server::Scheduler(dead))?;
         let replaced =
             |status: &GetClusterStatusResponse| votes(status, id_of(standby)) && member(status, id_of(dead)).is_none();

@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn made_ids_are_valid() {
         for _ in 0..100 {
-            assert_eq!(sandbox_id("").unwrap().as_str().len(), 22);
+            assert_eq!(sandbox_id("").unwrap().as_str().len(), 26);
         }
     }
 }

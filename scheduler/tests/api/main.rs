@@ -5,6 +5,7 @@
 mod ledger;
 mod metrics;
 mod reading;
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One replica that leads, and its address.
 struct Region {
+    member: Member,
     replica: Replica,
     controller: Controller,
     address: String,
@@ -54,6 +56,15 @@ impl Region {
 
     /// With a controller's configuration that the test changes, and at the second level.
     async fn start_with(change: impl FnOnce(&mut ControllerConfig)) -> Self {
+        let region = Self::start_among(BTreeMap::new(), change).await;
+        let mut leadership = region.replica.leadership();
+        leadership.wait_for(|now| matches!(now, Leadership::Leader { .. })).await.unwrap();
+        region.replica.watch_state().wait_for(|state| state.level == Level::SECOND).await.unwrap();
+        region
+    }
+
+    /// The first replica of a group; nobody needs to lead yet.
+    async fn start_among(others: BTreeMap<ReplicaId, Member>, change: impl FnOnce(&mut ControllerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (peers, api) = (bind().await, bind().await);
         let address = api.local_addr().unwrap().to_string();
@@ -62,18 +73,9 @@ impl Region {
             api_address: address.clone(),
             standby: false,
         };
-        let replica = Replica::start(ReplicaConfig {
-            id: ReplicaId(1),
-            data_dir: directory.path().to_owned(),
-            initial_members: BTreeMap::from([(ReplicaId(1), member)]),
-            heartbeat: Duration::from_millis(50),
-            election_timeout: Duration::from_millis(200),
-            tls: ClientTls::default(),
-            checkpoint_every: 10_000,
-        })
-        .await
-        .unwrap();
-        replica.serve_peers(peers, None).unwrap();
+        let mut members = others;
+        members.insert(ReplicaId(1), member.clone());
+        let replica = start_replica(1, directory.path(), members, peers).await;
         let stop = CancellationToken::new();
         let mut config = ControllerConfig {
             lease: Duration::from_secs(10),
@@ -88,10 +90,7 @@ impl Region {
         let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
         tokio::spawn(warren_scheduler::api::serve(controller.clone(), api, None, ClientTls::default(), stop.clone()));
-        let mut leadership = replica.leadership();
-        leadership.wait_for(|now| matches!(now, Leadership::Leader { .. })).await.unwrap();
-        replica.watch_state().wait_for(|state| state.level == Level::SECOND).await.unwrap();
-        Self { replica, controller, address, stop, _directory: directory }
+        Self { member, replica, controller, address, stop, _directory: directory }
     }
 
     fn channel(&self) -> Channel {
@@ -115,6 +114,27 @@ impl Region {
         self.stop.cancel();
         self.replica.shutdown().await;
     }
+}
+
+/// A replica that serves its peers.
+async fn start_replica(
+    id: u64,
+    data_dir: &std::path::Path,
+    initial_members: BTreeMap<ReplicaId, Member>,
+    peers: TcpListener,
+) -> Replica {
+    let config = ReplicaConfig {
+        id: ReplicaId(id),
+        data_dir: data_dir.to_owned(),
+        initial_members,
+        heartbeat: Duration::from_millis(50),
+        election_timeout: Duration::from_millis(200),
+        tls: ClientTls::default(),
+        checkpoint_every: 10_000,
+    };
+    let replica = Replica::start(config).await.unwrap();
+    replica.serve_peers(peers, None).unwrap();
+    replica
 }
 
 async fn bind() -> TcpListener {
@@ -141,8 +161,13 @@ struct Agent {
 
 impl Agent {
     async fn start(region: &Region) -> Self {
+        Self::open(region, |_| ()).await.unwrap()
+    }
+
+    /// With a hello that the test changes.
+    async fn open(region: &Region, change: impl FnOnce(&mut Hello)) -> Result<Self, Status> {
         let (up, requests) = mpsc::channel(8);
-        let hello = Hello {
+        let mut hello = Hello {
             node: "nodes/n".into(),
             incarnation: Uuid::now_v7().to_string(),
             data_plane_address: "127.0.0.1:1".into(),
@@ -150,12 +175,26 @@ impl Agent {
             observation: Some(Observation { full: true, template_digests: vec![digest()], ..Observation::default() }),
             ..Hello::default()
         };
+        change(&mut hello);
         up.send(OpenSessionRequest { message: Some(Up::Hello(hello)) }).await.unwrap();
         let mut client = AgentSessionServiceClient::new(region.channel());
-        let mut down = client.open_session(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        let first = down.message().await.unwrap().unwrap().message;
+        let mut down = client.open_session(ReceiverStream::new(requests)).await?.into_inner();
+        let first = down.message().await?.unwrap().message;
         assert!(matches!(first, Some(Down::Welcome(_))), "{first:?}");
-        Self { up, down }
+        Ok(Self { up, down })
+    }
+
+    /// How the scheduler ends the session.
+    async fn end(mut self) -> Status {
+        let end = async {
+            loop {
+                match self.down.message().await {
+                    Ok(message) => assert!(message.is_some(), "it ends without a word"),
+                    Err(status) => return status,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, end).await.expect("an end")
     }
 
     /// The next message about the assignment: what it says of each sandbox.

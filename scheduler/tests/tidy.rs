@@ -170,3 +170,53 @@ fn files_stay_readable_and_say_what_they_are_for() {
         }
     }
 }
+
+/// Every reason of `errors.proto` with the gRPC code that its comment begins with.
+fn reasons() -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join("proto/warren/v1/errors.proto")).expect("the reasons");
+    let (mut found, mut code) = (Vec::new(), None);
+    for line in text.lines().map(str::trim) {
+        match (line.strip_prefix("// "), line.strip_prefix("ERROR_REASON_")) {
+            (Some(comment), _) => {
+                let first = comment.split([':', ',', '.']).next().unwrap_or_default();
+                code = code.or_else(|| Some(first.to_owned()));
+            }
+            (_, Some(reason)) if !reason.starts_with("UNSPECIFIED") => {
+                let reason = reason.split(" =").next().unwrap_or_default().to_owned();
+                found.push((reason, code.take().expect("a comment that begins with a code")));
+            }
+            _ => code = None,
+        }
+    }
+    found
+}
+
+#[test]
+fn every_reason_stands_in_the_table_and_a_test_provokes_it() {
+    let table = fs::read_to_string(root().join("proto/ERRORS.md")).expect("the table");
+    let rows: BTreeMap<&str, &str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | `"))
+        .filter_map(|(reason, rest)| Some((reason, rest.split_once("` |")?.0)))
+        .collect();
+    let mut tests = String::new();
+    for folder in ["scheduler/tests/api", "node-agent/tests", "chaos-tests/tests"] {
+        sources(folder).into_values().for_each(|text| tests.push_str(&text));
+    }
+    for folder in ["scheduler/src", "node-agent/src"] {
+        let inline =
+            sources(folder).into_values().filter_map(|text| Some(text.split_once("#[cfg(test)]")?.1.to_owned()));
+        inline.for_each(|text| tests.push_str(&text));
+    }
+    let reasons = reasons();
+    for (reason, code) in &reasons {
+        assert_eq!(rows.get(reason.as_str()), Some(&code.as_str()), "the row of {reason} in proto/ERRORS.md");
+        let camel: String =
+            reason.split('_').map(|word| format!("{}{}", &word[..1], word[1..].to_lowercase())).collect();
+        assert!(
+            ["ErrorReason::", "R::"].iter().any(|prefix| tests.contains(&format!("{prefix}{camel}"))),
+            "no test provokes {reason}"
+        );
+    }
+    assert_eq!(rows.len(), reasons.len(), "the table has rows for reasons that do not exist");
+}

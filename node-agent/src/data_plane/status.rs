@@ -108,3 +108,22 @@ fn of_template(error: &TemplateError) -> ErrorBuilder {
         | TemplateError::Peer(_) => ErrorBuilder::new(Code::Internal, ErrorReason::Internal, message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use warren_proto::error::reason_of;
+
+    use super::*;
+
+    #[test]
+    fn what_a_driver_cannot_do_differs_from_what_it_failed_at() {
+        let told = |error| {
+            let status = Status::from(Refusal::Driver(error));
+            (status.code(), reason_of(&status))
+        };
+        let unsupported = DriverError::Unsupported { driver: "sim", what: "execute processes" };
+        assert_eq!(told(unsupported), (Code::Unimplemented, Some(ErrorReason::DriverUnsupported)));
+        let failed = DriverError::Io { what: "write".into(), source: std::io::ErrorKind::StorageFull.into() };
+        assert_eq!(told(failed), (Code::Internal, Some(ErrorReason::DriverFailed)));
+    }
+}

@@ -218,11 +218,6 @@ fn rejected_by_rule(rejection: &Rejected) -> Status {
         Rejected::OrphanNotFound { node, .. } => {
             because(NotFound, ErrorReason::OrphanNotFound).with("node", node).build()
         }
-        Rejected::Braked { lapsed, believed } => because(Unavailable, ErrorReason::Braked)
-            .with("lapsed", lapsed)
-            .with("allowed", believed)
-            .retry_after(RETRY_AFTER_PAUSE)
-            .build(),
         Rejected::LevelTooLow { level, needed } => {
             because(FailedPrecondition, ErrorReason::LevelTooLow).with("level", level).with("needed", needed).build()
         }
@@ -297,5 +292,79 @@ pub fn item(status: &Status) -> ItemError {
         message: status.message().to_owned(),
         reason: reason.unwrap_or_default().to_owned(),
         retry_delay: delay.and_then(|delay| delay.try_into().ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_proto::error::{metadata_of, reason_of, retry_after_of};
+    use warren_proto::ids::{Epoch, ReplicaId, TemplateId};
+
+    use super::*;
+    use crate::state::command::LogTime;
+    use crate::state::level::Level;
+
+    fn sandbox() -> SandboxName {
+        SandboxName::parse("tenants/t/sandboxes/s").unwrap()
+    }
+
+    /// Each rejection with the code and the reason that clients decide by.
+    fn rejections() -> Vec<(Rejected, Code, ErrorReason)> {
+        use Code::{
+            Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable,
+        };
+        use ErrorReason as R;
+        let (node, template) = (NodeId::parse("n").unwrap(), TemplateId::parse("t").unwrap());
+        let full = Box::new(Rejected::RequestTableFull);
+        vec![
+            (Rejected::LedgerOpen, Aborted, R::Conflict),
+            (Rejected::SandboxExists(sandbox()), AlreadyExists, R::SandboxAlreadyExists),
+            (Rejected::SandboxNotFound(sandbox()), NotFound, R::SandboxNotFound),
+            (Rejected::NodeNotFound(node.clone()), NotFound, R::NodeNotFound),
+            (Rejected::TemplateNotFound(template.clone()), NotFound, R::TemplateNotFound),
+            (Rejected::TemplateExists(template.clone()), AlreadyExists, R::TemplateAlreadyExists),
+            (Rejected::TemplateInUse { template, sandboxes: 1 }, FailedPrecondition, R::TemplateInUse),
+            (Rejected::StaleEpoch { sandbox: sandbox(), seen: Epoch(2), got: Epoch(1) }, Aborted, R::Conflict),
+            (Rejected::StaleIncarnation(node.clone()), Aborted, R::SessionSuperseded),
+            (Rejected::WrongState { sandbox: sandbox(), state: "PENDING" }, FailedPrecondition, R::SandboxState),
+            (Rejected::DoesNotFit { sandbox: sandbox(), node: node.clone() }, Aborted, R::Conflict),
+            (Rejected::RequestIdReused, InvalidArgument, R::RequestIdReused),
+            (Rejected::RequestIdExpired, FailedPrecondition, R::RequestIdExpired),
+            (Rejected::RequestIdFromFuture { ahead_ms: 1 }, InvalidArgument, R::InvalidField),
+            (Rejected::RequestTableFull, ResourceExhausted, R::RequestTableFull),
+            (Rejected::LimitReached { what: "a table", limit: 1 }, ResourceExhausted, R::Overloaded),
+            (Rejected::LevelTooLow { level: Level::FIRST, needed: Level::SECOND }, FailedPrecondition, R::LevelTooLow),
+            (Rejected::TimeStep { by_ms: 61_000 }, Unavailable, R::ClockStep),
+            (Rejected::TooFewClocks { samples: 1, voters: 3 }, Unavailable, R::ClockStep),
+            (Rejected::ReplicaDisk(ReplicaId(1)), FailedPrecondition, R::Membership),
+            (Rejected::QuotaExceeded { dimension: "CPU", used: 1, limit: 1 }, ResourceExhausted, R::QuotaExceeded),
+            (Rejected::CreateRate { per_minute: 1, retry_after_ms: 9 }, ResourceExhausted, R::CreateRateExceeded),
+            (Rejected::Paused("creates"), Unavailable, R::Paused),
+            (Rejected::Changed { sandbox: sandbox(), revision: 1 }, Aborted, R::EtagMismatch),
+            (Rejected::Batch { item: 1, reason: full }, Aborted, R::BatchRejected),
+            (Rejected::NodeCondition { node: node.clone(), condition: "READY" }, FailedPrecondition, R::NodeState),
+            (Rejected::OrphanNotFound { node, sandbox: sandbox(), epoch: Epoch(1) }, NotFound, R::OrphanNotFound),
+            (Rejected::Held { until: LogTime(1) }, Unavailable, R::ClockStep),
+        ]
+    }
+
+    #[test]
+    fn every_rejection_says_what_a_client_needs_to_decide() {
+        for (rejection, code, reason) in rejections() {
+            let status = rejected(&rejection);
+            assert_eq!((status.code(), reason_of(&status)), (code, Some(reason)), "{rejection:?}");
+            assert_eq!(status.message(), rejection.to_string());
+            if code == Code::Unavailable || reason == ErrorReason::Conflict {
+                assert!(retry_after_of(&status).is_some(), "{rejection:?} may be tried again: when?");
+            }
+        }
+        let batch = rejected(&Rejected::Batch { item: 1, reason: Box::new(Rejected::RequestIdReused) });
+        assert_eq!(metadata_of(&batch, "item_reason").as_deref(), Some("REQUEST_ID_REUSED"));
+    }
+
+    #[test]
+    fn a_bug_or_a_broken_disk_is_internal() {
+        let status = internal("the disk is on fire");
+        assert_eq!((status.code(), reason_of(&status)), (Code::Internal, Some(ErrorReason::Internal)));
     }
 }

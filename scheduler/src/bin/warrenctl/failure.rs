@@ -182,7 +182,6 @@ fn hint(reason: ErrorReason) -> Option<&'static str> {
         R::RevisionNotReached => "that replica is behind: leave --min-revision out, or ask another with --endpoints",
         R::LevelTooLow => "`warrenctl raft status` shows what each build supports; finish the upgrade first",
         R::SecretsUnavailable => "start the schedulers with a key for secrets: `warren-scheduler --help`",
-        R::Braked => "look at the silent nodes with `warrenctl node list`; if they are down: `region release-brake`",
         R::Internal | R::DriverFailed => "the logs of the scheduler or node agent say more",
         _ => return None,
     })

@@ -29,9 +29,10 @@ use crate::secrets::Sealer;
 use crate::signer::Signer;
 use crate::state::State;
 use crate::state::command::{
-    BatchItem, Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase, RequestKey, TemplateSpec,
+    BatchItem, Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase, RequestKey, Role,
+    TemplateSpec,
 };
-use crate::state::level::Level;
+use crate::state::level::{self, Level};
 use crate::state::node::{Condition, NodeReport};
 use crate::state::outcome::{Rejected, Reply};
 use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox, SandboxSpec};
@@ -39,6 +40,10 @@ use crate::state::template::Template;
 use liveness::Liveness;
 use log_clock::LogClock;
 use sessions::Sessions;
+
+/// How long a client's change waits for a ledger just formed to reach the level that it needs: what the members take to say
+/// what they support, several times over.
+const LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a change was not made, or may not have been.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -354,9 +359,24 @@ impl Controller {
     }
 
     async fn propose(&self, caller: Caller, body: Body) -> Result<Reply, ControlError> {
+        if matches!(caller.role, Role::Operator | Role::Tenant) {
+            self.await_level(body.level()).await;
+        }
         let time = self.log_now(&self.replica().state());
         let command = Command { caller, time, body };
         Ok(self.replica().propose(command).await??)
+    }
+
+    /// Waits while the ledger is about to reach `needed`: a ledger begins at the first level, and its members say what they
+    /// support just after it is formed. Where one of them supports less there is nothing to wait for.
+    async fn await_level(&self, needed: Level) {
+        if needed <= self.replica().state().level {
+            return;
+        }
+        let mut states = self.replica().watch_state();
+        let settled =
+            states.wait_for(|state| needed <= state.level || level::supported(state).is_some_and(|all| all < needed));
+        let _ = tokio::time::timeout(LEVEL_PATIENCE, settled).await;
     }
 
     /// Chooses a node and holds its room in the view until the guard is dropped.

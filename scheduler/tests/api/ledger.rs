@@ -143,6 +143,20 @@ async fn secrets_are_sealed_in_the_ledger_and_opened_for_the_agent_alone() {
     bare.end().await;
 }
 
+/// A ledger begins at level 1 and quotas need level 2: the first request after an election finds the members still saying
+/// what they support.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_while_a_ledger_just_formed_reaches_the_level_it_needs() {
+    let region = Region::start_among(BTreeMap::new(), |_| ()).await;
+    let mut leadership = region.replica.leadership();
+    leadership.wait_for(|now| matches!(now, Leadership::Leader { .. })).await.unwrap();
+    let quota = Some(Quota { sandboxes: Some(1), ..Quota::default() });
+    let mut tenants = TenantServiceClient::new(region.channel());
+    tenants.set_quota(SetQuotaRequest { name: TENANT.into(), quota }).await.unwrap();
+    assert_eq!(region.replica.state().level, Level::SECOND);
+    region.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn quotas_pauses_and_a_full_disk_refuse_creates_and_say_so() {
     let (region, _agent) = region_with_node().await;

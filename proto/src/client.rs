@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// How long a connection attempt may take. A dead host on a local network shows within this.
@@ -26,6 +27,8 @@ pub struct TlsFiles {
 /// Why no channel can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
+    #[error("{address} cannot be connected to: {source}")]
+    Unreachable { address: String, source: tonic::transport::Error },
     #[error("`{address}` is not an address: expected `host:port`")]
     Address { address: String },
     #[error("plain text is allowed to loopback addresses only, and `{address}` is none: give a CA file (TLS)")]
@@ -66,11 +69,30 @@ impl ClientTls {
 
 /// A channel to `host:port` that connects when first used, and again after a break.
 pub fn channel(address: &str, tls: &ClientTls) -> Result<Channel, ChannelError> {
-    Ok(endpoint(address, tls)?.connect_lazy())
+    Ok(endpoint(address, tls)?.connect_with_connector_lazy(connector()))
 }
 
-/// The endpoint behind [`channel`], for callers that set deadlines of their own.
-pub fn endpoint(address: &str, tls: &ClientTls) -> Result<Endpoint, ChannelError> {
+/// A channel to `host:port` that stands.
+pub async fn connected(address: &str, tls: &ClientTls) -> Result<Channel, ChannelError> {
+    let endpoint = endpoint(address, tls)?;
+    endpoint
+        .connect_with_connector(connector())
+        .await
+        .map_err(|source| ChannelError::Unreachable { address: address.to_owned(), source })
+}
+
+/// Given explicitly, so that [`CONNECT_TIMEOUT`] counts for TLS too: with its own connector tonic bounds TCP alone, and a
+/// process that is stopped, or has not begun to serve, takes connections and never shakes hands.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    // Less than for all of it, so that a dead host is told as one that was never connected to.
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT * 3 / 4));
+    connector
+}
+
+fn endpoint(address: &str, tls: &ClientTls) -> Result<Endpoint, ChannelError> {
     let invalid = || ChannelError::Address { address: address.to_owned() };
     let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
     if host.is_empty() || port.parse::<u16>().is_err() {
@@ -80,7 +102,6 @@ pub fn endpoint(address: &str, tls: &ClientTls) -> Result<Endpoint, ChannelError
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(|_| invalid())?
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);

@@ -33,6 +33,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     schedulers: Vec<Channel>,
+    tls: ClientTls,
     /// The one that is asked next; moves on when it fails.
     current: AtomicUsize,
     /// Node agents that were talked to, by address.
@@ -40,15 +41,17 @@ struct Shared {
 }
 
 impl Client {
-    /// Connects when first used.
+    /// Connects when first used, in plain text.
     pub fn new(endpoints: &[String]) -> anyhow::Result<Self> {
+        Self::with_tls(endpoints, ClientTls::default())
+    }
+
+    /// Connects when first used.
+    pub fn with_tls(endpoints: &[String], tls: ClientTls) -> anyhow::Result<Self> {
         ensure!(!endpoints.is_empty(), "a client needs an endpoint");
-        let schedulers = endpoints
-            .iter()
-            .map(|endpoint| channel(endpoint, &ClientTls::default()))
-            .collect::<Result<_, _>>()
-            .context("scheduler address")?;
-        let shared = Shared { schedulers, current: AtomicUsize::new(0), agents: Mutex::default() };
+        let connect = |endpoint: &String| channel(endpoint, &tls);
+        let schedulers = endpoints.iter().map(connect).collect::<Result<_, _>>().context("scheduler address")?;
+        let shared = Shared { schedulers, tls, current: AtomicUsize::new(0), agents: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -89,7 +92,7 @@ impl Client {
         if let Some(known) = agents.get(address) {
             return Ok(known.clone());
         }
-        let new = channel(address, &ClientTls::default()).context("node address")?;
+        let new = channel(address, &self.shared.tls).context("node address")?;
         agents.insert(address.to_owned(), new.clone());
         Ok(new)
     }

@@ -4,9 +4,10 @@
 //! node names of its own, so control groups are. Dropping a cluster kills every process and removes every sandbox;
 //! [`Cluster::finish`] ends it in peace and checks that the host is as it was.
 //!
-//! Children: `process` (one server), `binaries` (where its program is).
+//! Children: `process` (one server), `binaries` (where its program is), `certificates` (for TLS).
 
 pub(crate) mod binaries;
+mod certificates;
 pub(crate) mod process;
 
 use std::os::unix::fs::PermissionsExt;
@@ -16,6 +17,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use warren_proto::client::{ClientTls, TlsFiles};
 
 use crate::client::Client;
 use crate::host::Traces;
@@ -41,8 +43,12 @@ pub struct Options {
     pub lease_ms: Option<u64>,
     /// How long a voter may be silent before a standby replaces it; the product's default where it is `None`.
     pub replica_grace_ms: Option<u64>,
+    /// Log entries between two checkpoints; the product's default where it is `None`.
+    pub checkpoint_every: Option<u64>,
     /// Give the schedulers a key to seal secrets with.
     pub secrets: bool,
+    /// Speak TLS everywhere, with certificates on both sides (made by openssl).
+    pub tls: bool,
     /// Begin with the build that knows only the first level of the ledger's rules.
     pub first_level: bool,
 }
@@ -58,7 +64,9 @@ impl Default for Options {
             disk: "64GiB".to_owned(),
             lease_ms: None,
             replica_grace_ms: None,
+            checkpoint_every: None,
             secrets: false,
+            tls: false,
             first_level: false,
         }
     }
@@ -116,6 +124,9 @@ impl Cluster {
         let layout = Layout { root: directory.path().to_owned(), network, unique: unique[..8].to_owned() };
         if options.secrets {
             layout.write_secrets_key()?;
+        }
+        if options.tls {
+            certificates::make(&layout.root, &layout.network)?;
         }
         let schedulers = (0..options.schedulers).map(|at| layout.scheduler(at, &options, &binaries)).collect();
         let agents = (0..options.agents).map(|at| layout.agent(at, &options, &binaries)).collect();
@@ -178,6 +189,11 @@ impl Cluster {
         self.schedulers[scheduler].await_end().await
     }
 
+    /// All that a server has logged.
+    pub fn log(&mut self, server: Server) -> anyhow::Result<String> {
+        self.process(server).whole_log()
+    }
+
     /// Where tests may put files; removed with the cluster.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.layout.root.join(name)
@@ -200,12 +216,24 @@ impl Cluster {
 
     /// A client that knows all schedulers.
     pub fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.endpoints)
+        Client::with_tls(&self.endpoints, self.tls()?)
     }
 
     /// A client that knows one scheduler.
     pub fn client_of(&self, scheduler: usize) -> anyhow::Result<Client> {
-        Client::new(&self.endpoints[scheduler..=scheduler])
+        Client::with_tls(&self.endpoints[scheduler..=scheduler], self.tls()?)
+    }
+
+    fn tls(&self) -> anyhow::Result<ClientTls> {
+        if !self.options.tls {
+            return Ok(ClientTls::default());
+        }
+        ClientTls::load(&certificates::files(&self.layout.root)).context("load the cluster's certificates")
+    }
+
+    /// What a client of a cluster with TLS needs.
+    pub fn tls_files(&self) -> TlsFiles {
+        certificates::files(&self.layout.root)
     }
 
     /// What this cluster's sandboxes have on the host.
@@ -383,12 +411,19 @@ impl Layout {
             ("http-listen", http.clone()),
             ("initial-members", members.join(",")),
         ]);
-        let optional = [("lease-ms", options.lease_ms), ("replica-grace-ms", options.replica_grace_ms)];
+        let optional = [
+            ("lease-ms", options.lease_ms),
+            ("replica-grace-ms", options.replica_grace_ms),
+            ("checkpoint-every", options.checkpoint_every),
+        ];
         for (key, value) in optional {
             arguments.extend(value.iter().flat_map(|value| flags(&[(key, value.to_string())])));
         }
         if options.secrets {
             arguments.extend(flags(&[("secrets-key-file", self.secrets_key().display().to_string())]));
+        }
+        if options.tls {
+            arguments.extend(certificates::flags(&self.root));
         }
         let first_level = binaries.first_level_scheduler.clone().filter(|_| options.first_level);
         let program = first_level.unwrap_or_else(|| binaries.scheduler.clone());
@@ -399,7 +434,7 @@ impl Layout {
     fn agent(&self, at: usize, options: &Options, binaries: &Binaries) -> Process {
         let name = format!("node-{}", at + 1);
         let http = self.agent_address(at, 7081);
-        let arguments = flags(&[
+        let mut arguments = flags(&[
             ("node-id", self.node(at)),
             ("data-dir", self.agent_directory(at).display().to_string()),
             ("schedulers", self.endpoints(options.schedulers).join(",")),
@@ -411,6 +446,11 @@ impl Layout {
             ("disk", options.disk.clone()),
         ]);
         let log = self.root.join(format!("{name}.log"));
+        if options.tls {
+            arguments.extend(certificates::flags(&self.root));
+            // Its page speaks TLS too; a scenario sees by its node whether it is ready.
+            return Process::new(name, binaries.agent.clone(), arguments, http, log).without_page();
+        }
         Process::new(name, binaries.agent.clone(), arguments, http, log)
     }
 }

@@ -27,9 +27,9 @@ pub struct Process {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
-    /// `host:port` of its readiness page, and the page.
+    /// `host:port` of its readiness page, and the page, if it has one that can be read.
     http: String,
-    ready_page: &'static str,
+    ready_page: Option<&'static str>,
     log: PathBuf,
     group: Option<u32>,
     child: Option<Child>,
@@ -37,13 +37,19 @@ pub struct Process {
 
 impl Process {
     pub fn new(name: String, program: PathBuf, arguments: Vec<String>, http: String, log: PathBuf) -> Self {
-        Self { name, program, arguments, http, ready_page: "/readyz", log, group: None, child: None }
+        Self { name, program, arguments, http, ready_page: Some("/readyz"), log, group: None, child: None }
     }
 
     /// Where a foreign server says whether it is ready.
     #[must_use]
     pub fn ready_at(self, page: &'static str) -> Self {
-        Self { ready_page: page, ..self }
+        Self { ready_page: Some(page), ..self }
+    }
+
+    /// Whether it is ready is seen elsewhere.
+    #[must_use]
+    pub fn without_page(self) -> Self {
+        Self { ready_page: None, ..self }
     }
 
     /// With other group rights than this program's: packet filters tell processes apart by them.
@@ -126,13 +132,14 @@ impl Process {
 
     /// Waits until it says that it is ready.
     pub async fn await_ready(&mut self) -> anyhow::Result<()> {
+        let Some(page) = self.ready_page else { return Ok(()) };
         let mut last = String::from("no connection");
         for _ in 0..READY_LOOKS {
             if let Some(ended) = self.child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()? {
                 self.child = None;
                 bail!("{} ended with {} before it was ready\n{}", self.name, describe(ended), self.log_tail());
             }
-            match tokio::time::timeout(PAGE_PATIENCE, status_line(&self.http, self.ready_page)).await {
+            match tokio::time::timeout(PAGE_PATIENCE, status_line(&self.http, page)).await {
                 Ok(Ok(line)) if line.contains(" 200 ") => return Ok(()),
                 Ok(Ok(line)) => last = line,
                 Ok(Err(error)) => last = error.to_string(),
@@ -180,6 +187,11 @@ impl Process {
             tokio::time::sleep(READY_PAUSE).await;
         }
         bail!("{} runs on\n{}", self.name, self.log_tail())
+    }
+
+    /// Its log, from its first start on.
+    pub fn whole_log(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(&self.log).with_context(|| format!("read the log of {}", self.name))
     }
 
     /// The end of its log, for people.

@@ -10,6 +10,7 @@ mod isolation;
 mod lifecycle;
 mod operators;
 mod recovery;
+mod secured;
 mod upgrade;
 mod watches;
 

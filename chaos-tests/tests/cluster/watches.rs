@@ -1,7 +1,7 @@
 //! A watch is one sequence, whatever happens to the replica that serves it.
 
 use anyhow::ensure;
-use warren_chaos::client::Watcher;
+use warren_chaos::client::{Watcher, small_sandbox};
 use warren_chaos::cluster::{Options, Server};
 use warren_proto::v1::WatchSandboxesResponse;
 use warren_proto::v1::watch_sandboxes_response::Kind;
@@ -49,6 +49,40 @@ fn a_watch_goes_on_over_a_leader_change_without_a_gap() {
             ensure!(of(Kind::Created) == 1 && of(Kind::Deleted) == 1, "{name} was created or deleted more than once");
         }
         Ok(())
+    });
+}
+
+/// A follower sleeps while the others write past what their logs keep: it is sent a checkpoint, and its watch tells all that
+/// happened meanwhile, from the tail of events that the checkpoint carries.
+#[test]
+fn a_watch_goes_on_over_the_installation_of_a_checkpoint_without_a_gap() {
+    const CREATED: usize = 300;
+    let options = Options { agents: 1, checkpoint_every: Some(50), ..Options::default() };
+    scenario("watch over a checkpoint", options, async |cluster| {
+        let start = cluster.client()?.watch_token().await?;
+        let (leader, follower) = (cluster.leader().await?, cluster.follower().await?);
+        let client = cluster.client_of(leader)?;
+        let mut watcher = cluster.client_of(follower)?.watch(start.clone()).stale();
+        let mut seen = Vec::new();
+        // None of them has room: nothing but the ledger is at work.
+        let mut huge = small_sandbox();
+        huge.resources.get_or_insert_default().memory_bytes = 1 << 40;
+        let mut names = vec![client.create(huge.clone()).await?.name];
+        read_until(&mut watcher, &mut seen, Kind::Created, 1).await?;
+
+        cluster.pause(Server::Scheduler(follower))?;
+        while names.len() < CREATED {
+            names.push(client.create(huge.clone()).await?.name);
+        }
+        cluster.unpause(Server::Scheduler(follower))?;
+        read_until(&mut watcher, &mut seen, Kind::Created, CREATED).await?;
+        ensure!(watcher.opened == 1, "the watch was opened {} times", watcher.opened);
+        ensure!(cluster.log(Server::Scheduler(follower))?.contains("checkpoint installed"), "no checkpoint was sent");
+
+        let (mut story, mut at_leader) = (Vec::new(), client.watch(start));
+        read_until(&mut at_leader, &mut story, Kind::Created, CREATED).await?;
+        ensure!(seen == story, "the follower tells {} events, the leader {}", seen.len(), story.len());
+        delete_all(&client, &names).await
     });
 }
 

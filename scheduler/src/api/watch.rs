@@ -4,13 +4,15 @@
 //! queue that could overflow: one that is read too slowly finds its position gone from the ring and is told `COMPACTED`.
 //! Positions mean the same on every replica, so a token continues anywhere.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use futures::stream::{self, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -91,6 +93,7 @@ impl Watchers {
             }
         };
         let (out, responses) = mpsc::channel(OUTBOUND);
+        let (why, ended) = oneshot::channel();
         let watch = Watch {
             filter,
             position: begin.unwrap_or(Position::end_of(state.revision)),
@@ -102,8 +105,10 @@ impl Watchers {
             _slot: slot,
         };
         let current = begin.is_none().then(|| state.clone());
-        tokio::spawn(watch.run(current));
-        Ok(Box::pin(ReceiverStream::new(responses)))
+        tokio::spawn(watch.run(current, why));
+        // After all that was sent: however slowly a client reads, it learns why the stream ends.
+        let end = stream::once(ended).filter_map(async |why| why.ok().map(Err));
+        Ok(Box::pin(ReceiverStream::new(responses).map(Ok).chain(end)))
     }
 }
 
@@ -116,42 +121,43 @@ struct Watch {
     states: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Leadership>,
     controller: Controller,
-    out: mpsc::Sender<Result<WatchSandboxesResponse, Status>>,
+    out: mpsc::Sender<WatchSandboxesResponse>,
     _slot: OwnedSemaphorePermit,
 }
 
-/// The client went away.
-struct Gone;
+/// A watch is over: what its client is told, if that is still there.
+struct Over(Option<Status>);
 
 impl Watch {
-    async fn run(mut self, current: Option<Arc<State>>) {
-        if let Some(state) = current
-            && self.send_current(&state).await.is_err()
-        {
-            return;
+    async fn run(mut self, current: Option<Arc<State>>, why: oneshot::Sender<Status>) {
+        let Err(Over(status)) = self.follow(current).await;
+        if let Some(status) = status {
+            let _gone = why.send(status);
+        }
+    }
+
+    async fn follow(&mut self, current: Option<Arc<State>>) -> Result<Infallible, Over> {
+        if let Some(state) = current {
+            self.send_current(&state).await?;
         }
         loop {
             let state = self.states.borrow_and_update().clone();
-            if self.send_changes(&state).await.is_err() {
-                return;
-            }
+            self.send_changes(&state).await?;
             tokio::select! {
-                changed = self.states.changed() => if changed.is_err() { return },
+                changed = self.states.changed() => changed.map_err(|_stopped| Over(Some(status::no_leader())))?,
                 _ = self.leadership.changed() => {
                     if self.must_move() {
-                        return self.end(status::no_leader());
+                        return Err(Over(Some(status::no_leader())));
                     }
                 }
-                () = self.controller.stopping() => {
-                    return self.end(status::no_leader());
-                }
-                () = self.out.closed() => return,
+                () = self.controller.stopping() => return Err(Over(Some(status::no_leader()))),
+                () = self.out.closed() => return Err(Over(None)),
             }
         }
     }
 
-    async fn send_current(&self, state: &Arc<State>) -> Result<(), Gone> {
-        let Ok(current) = self.filter.walk(state, None) else { return Err(Gone) };
+    async fn send_current(&self, state: &Arc<State>) -> Result<(), Over> {
+        let current = self.filter.walk(state, None).map_err(|status| Over(Some(status)))?;
         for sandbox in current {
             self.send(state, Kind::Current, Some(sandbox)).await?;
         }
@@ -159,15 +165,10 @@ impl Watch {
     }
 
     /// Everything between the watch's position and `state`.
-    async fn send_changes(&mut self, state: &Arc<State>) -> Result<(), Gone> {
+    async fn send_changes(&mut self, state: &Arc<State>) -> Result<(), Over> {
         loop {
-            let events = match state.events.after(self.position, READ_AT_ONCE) {
-                Ok(events) => events,
-                Err(compacted) => {
-                    self.end(status::compacted(compacted));
-                    return Err(Gone);
-                }
-            };
+            let events = state.events.after(self.position, READ_AT_ONCE);
+            let events = events.map_err(|compacted| Over(Some(status::compacted(compacted))))?;
             if events.is_empty() {
                 return Ok(());
             }
@@ -189,22 +190,18 @@ impl Watch {
         !self.follows && !matches!(*self.leadership.borrow(), Leadership::Leader { .. })
     }
 
-    /// Tells why, if the client still reads; it does not wait for one that does not.
-    fn end(&self, status: Status) {
-        let _not_read = self.out.try_send(Err(status));
-    }
-
-    async fn send(&self, state: &Arc<State>, kind: Kind, sandbox: Option<&Arc<Sandbox>>) -> Result<(), Gone> {
+    async fn send(&self, state: &Arc<State>, kind: Kind, sandbox: Option<&Arc<Sandbox>>) -> Result<(), Over> {
         let response = WatchSandboxesResponse {
             kind: kind.into(),
             sandbox: sandbox.map(|sandbox| convert::sandbox(state, sandbox)),
             watch_token: watch_token(state, self.position),
         };
         // A client that reads nothing holds neither the replica's end up nor its slot for ever.
-        tokio::select! {
-            sent = self.out.send(Ok(response)) => sent.map_err(|_closed| Gone),
-            () = self.controller.stopping() => Err(Gone),
-            () = tokio::time::sleep(MAX_STALL) => Err(Gone),
-        }
+        let why = tokio::select! {
+            sent = self.out.send(response) => return sent.map_err(|_closed| Over(None)),
+            () = self.controller.stopping() => status::no_leader(),
+            () = tokio::time::sleep(MAX_STALL) => status::compacted("it was read too slowly: list again"),
+        };
+        Err(Over(Some(why)))
     }
 }

@@ -64,7 +64,8 @@ impl Replica {
 
     async fn read_clock(&self, member: &Member) -> Option<LogTime> {
         let mut client = self.peer(member)?;
-        let answer = client.read_clock(within(pb::ReadClockRequest {})).await.ok()?;
+        let asked = client.read_clock(within(pb::ReadClockRequest {}));
+        let answer = tokio::time::timeout(PEER_TIMEOUT, asked).await.ok()?.ok()?;
         Some(LogTime(answer.into_inner().time_ms))
     }
 
@@ -198,6 +199,8 @@ fn within<T>(message: T) -> Request<T> {
 pub(super) async fn identify(member: &Member, id: ReplicaId, tls: &ClientTls) -> Option<u128> {
     let channel = client::channel(&member.peer_address, tls).ok()?;
     let request = within(pb::IdentifyRequest { replica_id: id.0 });
-    let answer = RaftServiceClient::new(channel).identify(request).await.ok()?.into_inner();
-    disk(&answer.disk_id).ok()
+    let mut client = RaftServiceClient::new(channel);
+    // Also while it connects: members that start together take connections before they serve them.
+    let answer = tokio::time::timeout(PEER_TIMEOUT, client.identify(request)).await.ok()?.ok()?;
+    disk(&answer.into_inner().disk_id).ok()
 }

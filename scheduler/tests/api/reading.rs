@@ -1,8 +1,11 @@
 //! Reads: filtered lists and watches, revisions, and what a caller may ask of consistency.
 
+use std::collections::BTreeMap;
+
 use tonic::Request;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 use warren_proto::v1::*;
+use warren_scheduler::state::event::MAX_EVENTS;
 
 use super::*;
 
@@ -114,5 +117,41 @@ async fn every_reply_carries_its_revision_and_reads_may_ask_for_one() {
     refused(ahead, Code::Unavailable, ErrorReason::RevisionNotReached);
     refused(get("warren-consistency", "strong".into()).await, Code::InvalidArgument, ErrorReason::InvalidField);
     refused(get("warren-min-revision", "x".into()).await, Code::InvalidArgument, ErrorReason::InvalidField);
+    region.end().await;
+}
+
+/// One that does not read while more happens than is kept: what it had been sent, then that it must list again; never a gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_read_too_slowly_ends_with_compacted() {
+    /// As many as fit into one entry of the log.
+    const BATCH: usize = 300;
+    let (region, _agent) = region_with_node().await;
+    let request = WatchSandboxesRequest { parent: "tenants/-".into(), ..Default::default() };
+    let mut watch = region.sandboxes().watch_sandboxes(request).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().kind(), Kind::Synced);
+    let requests: Vec<_> =
+        (0..BATCH).map(|_| CreateSandboxRequest { parent: String::new(), ..create_request() }).collect();
+    for _ in 0..=MAX_EVENTS / BATCH {
+        let batch = BatchCreateSandboxesRequest {
+            parent: TENANT.into(),
+            requests: requests.clone(),
+            all_or_nothing: true,
+            request_id: String::new(),
+        };
+        region.sandboxes().batch_create_sandboxes(batch).await.unwrap();
+    }
+    let mut seen = BTreeMap::<u64, usize>::new();
+    let end = loop {
+        match watch.message().await {
+            Ok(Some(event)) => *seen.entry(event.sandbox.unwrap().revision).or_default() += 1,
+            Ok(None) => panic!("it ends without a word"),
+            Err(status) => break status,
+        }
+    };
+    let counts: Vec<usize> = seen.into_values().collect();
+    let (_cut_short, whole) = counts.split_last().unwrap();
+    assert!(whole.iter().all(|count| *count == BATCH), "a gap: {whole:?}");
+    assert!(counts.len() <= MAX_EVENTS / BATCH, "it was read fast enough after all");
+    refused(Err::<(), _>(end), Code::OutOfRange, ErrorReason::Compacted);
     region.end().await;
 }

@@ -192,3 +192,20 @@ async fn a_context_file_says_where_and_who() {
     assert_eq!(unknown.code, 2, "{unknown:?}");
     assert!(unknown.stderr.contains("away") && unknown.stderr.contains("home"), "{unknown:?}");
 }
+
+#[tokio::test]
+async fn all_or_nothing_is_one_call_and_its_retries_share_a_request_id() {
+    let fake = Fake::start().await;
+    fake.fail("batch", [error(Code::Unknown, ErrorReason::OutcomeUnknown, "who knows")]);
+    let create =
+        ["sandbox", "create", "--template", "t", "--id", "a", "--count", "3", "--all-or-nothing", "-o", "name"];
+    let ran = ctl(&fake, &create).await;
+    let names: Vec<String> = (1..=3).map(|n| format!("tenants/default/sandboxes/a-{n}")).collect();
+    assert_eq!(ran.lines(), names);
+    let batches = fake.book().batches.clone();
+    assert_eq!(batches.len(), 2, "tried again");
+    assert!(batches[0] == batches[1] && batches[0].all_or_nothing && batches[0].requests.len() == 3);
+    assert_eq!(Uuid::parse_str(&batches[0].request_id).unwrap().get_version_num(), 7);
+    let refused = ctl(&fake, &["sandbox", "create", "--template", "t", "--all-or-nothing"]).await;
+    assert_eq!(refused.code, 2, "without --count: {refused:?}");
+}

@@ -43,6 +43,9 @@ pub struct Book {
     pub creates: Vec<CreateSandboxRequest>,
     pub deletes: Vec<DeleteSandboxRequest>,
     pub lists: usize,
+    /// What each list asked for: nothing, `stale`, or a revision.
+    pub freshness: Vec<String>,
+    pub batches: Vec<BatchCreateSandboxesRequest>,
     pub connects: usize,
     pub watches: Vec<WatchSandboxesRequest>,
     pub template_creates: Vec<CreateTemplateRequest>,

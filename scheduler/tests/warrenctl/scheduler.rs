@@ -141,9 +141,18 @@ impl SandboxService for Region {
 
     async fn batch_create_sandboxes(
         &self,
-        _: Request<BatchCreateSandboxesRequest>,
+        request: Request<BatchCreateSandboxesRequest>,
     ) -> Result<Response<BatchCreateSandboxesResponse>, Status> {
-        Err(not_faked())
+        let batch = request.into_inner();
+        self.book().batches.push(batch.clone());
+        self.check("batch")?;
+        let mut results = Vec::new();
+        for item in batch.requests {
+            let made = self.create_sandbox(Request::new(CreateSandboxRequest { parent: batch.parent.clone(), ..item }));
+            let result = Some(batch_create_result::Result::Sandbox(made.await?.into_inner()));
+            results.push(BatchCreateResult { result });
+        }
+        Ok(Response::new(BatchCreateSandboxesResponse { results, revision: 1 }))
     }
 
     async fn wait_sandbox(&self, _: Request<WaitSandboxRequest>) -> Result<Response<WaitSandboxResponse>, Status> {
@@ -187,6 +196,10 @@ impl SandboxService for Region {
         request: Request<ListSandboxesRequest>,
     ) -> Result<Response<ListSandboxesResponse>, Status> {
         self.check("list")?;
+        let metadata = request.metadata();
+        let asked = metadata.get("warren-consistency").or_else(|| metadata.get("warren-min-revision"));
+        let asked = asked.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        self.book().freshness.push(asked);
         let request = request.into_inner();
         let mut book = self.book();
         book.lists += 1;

@@ -291,3 +291,53 @@ async fn what_needs_no_region_needs_no_region() {
     }
     assert!(run(command(&["--help"]), b"").await.ok().contains("Exit codes: 0 done"));
 }
+
+#[tokio::test]
+async fn contexts_are_set_used_shown_and_removed() {
+    let (fake, home) = (three_sandboxes().await, tempfile::tempdir().unwrap());
+    let ctl = async |args: &[&str]| {
+        let mut command = command(args);
+        command.env("HOME", home.path());
+        run(command, b"").await
+    };
+    let unset = ctl(&["context", "show"]).await;
+    assert_eq!(unset.code, 2, "{unset:?}");
+    assert!(unset.stderr.contains("context use"), "{unset:?}");
+    ctl(&["context", "set", "here", "--endpoints", &fake.address, "--tenant", "other"]).await.ok();
+    ctl(&["context", "set", "there", "--endpoints", "10.0.0.1:7070,10.0.0.2:7070", "--tls-ca", "/etc/ca.pem"])
+        .await
+        .ok();
+    let expected = format!(
+        "CURRENT   CONTEXT   ENDPOINTS                     TENANT   TLS\n\
+         *         here      {:<27}   other    no\n          there     10.0.0.1:7070,10.0.0.2:7070   -        server\n",
+        fake.address
+    );
+    assert_eq!(ctl(&["context", "list"]).await.ok(), expected);
+    // The first one set is the one in use.
+    assert_eq!(ctl(&["sandbox", "list", "-o", "name"]).await.ok(), "tenants/other/sandboxes/z\n");
+    ctl(&["context", "set", "here", "--tenant", "default"]).await.ok();
+    assert_eq!(ctl(&["sandbox", "list", "-o", "name"]).await.lines().len(), 3, "what was not given stayed");
+    ctl(&["context", "use", "there"]).await.ok();
+    let shown: serde_json::Value = serde_json::from_str(&ctl(&["context", "show", "-o", "json"]).await.ok()).unwrap();
+    assert_eq!(
+        (&shown["name"], &shown["current"], &shown["tls_ca"]),
+        (&"there".into(), &true.into(), &"/etc/ca.pem".into())
+    );
+    assert_eq!(ctl(&["--context", "here", "sandbox", "list", "-o", "name"]).await.lines().len(), 3);
+    let unknown = ctl(&["context", "use", "nowhere"]).await;
+    assert!(unknown.code == 2 && unknown.stderr.contains("there"), "{unknown:?}");
+    ctl(&["context", "remove", "there"]).await.ok();
+    assert_eq!(ctl(&["context", "list", "-o", "name"]).await.ok(), "here\n");
+}
+
+#[tokio::test]
+async fn reads_say_how_fresh_they_must_be() {
+    let fake = three_sandboxes().await;
+    ctl(&fake, &["sandbox", "list"]).await.ok();
+    ctl(&fake, &["sandbox", "list", "--stale"]).await.ok();
+    ctl(&fake, &["sandbox", "list", "--min-revision", "7"]).await.ok();
+    let asked = fake.book().freshness.clone();
+    let pages = |what: &str| vec![what.to_owned(); 2];
+    assert_eq!(asked, [pages(""), pages("stale"), pages("7")].concat());
+    assert_eq!(ctl(&fake, &["sandbox", "list", "--stale", "--min-revision", "7"]).await.code, 2);
+}

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use warren_proto::client::{self, ChannelError, ClientTls};
@@ -29,6 +30,17 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Items on a page of a list: the most that a scheduler gives.
 pub const PAGE_SIZE: i32 = 1000;
 
+/// How fresh what is read must be.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Reads {
+    /// Read what any replica has, which may be behind, instead of asking the leader
+    #[arg(long, global = true)]
+    stale: bool,
+    /// Read from any replica that has reached this revision, as an earlier answer carried it
+    #[arg(long, global = true, value_name = "N", conflicts_with = "stale")]
+    min_revision: Option<u64>,
+}
+
 /// The region's schedulers.
 #[derive(Debug)]
 pub struct Client {
@@ -36,19 +48,20 @@ pub struct Client {
     /// The endpoint that answered last, counted on from there.
     preferred: AtomicUsize,
     tls: ClientTls,
+    reads: Reads,
     pub tenant: String,
     pub timeout: Duration,
 }
 
 impl Client {
-    pub fn new(settings: Settings, timeout: Duration) -> Result<Self, Failure> {
+    pub fn new(settings: Settings, reads: Reads, timeout: Duration) -> Result<Self, Failure> {
         let tls = ClientTls::load(&settings.tls).map_err(usage)?;
         let connect = |address: String| client::channel(&address, &tls).map(|channel| (address, channel));
         let endpoints = settings.endpoints.into_iter().map(connect).collect::<Result<Vec<_>, _>>().map_err(usage)?;
         if endpoints.is_empty() {
             return Err(Failure::Usage("no endpoints: --endpoints names schedulers, as host:port,...".to_owned()));
         }
-        Ok(Self { endpoints, preferred: AtomicUsize::new(0), tls, tenant: settings.tenant, timeout })
+        Ok(Self { endpoints, preferred: AtomicUsize::new(0), tls, reads, tenant: settings.tenant, timeout })
     }
 
     /// Another replica, by the address that the group knows.
@@ -67,9 +80,26 @@ impl Client {
             return Err(Failure::Usage(format!("the node agent at {address} speaks TLS: give --tls-ca")));
         }
         let plain = ClientTls::default();
-        let endpoint = client::endpoint(address, if tls { &self.tls } else { &plain }).map_err(usage)?;
-        let unreachable = |error| Failure::Unreachable { what: format!("the node agent at {address}"), error };
-        endpoint.connect().await.map_err(unreachable)
+        let connecting = client::connected(address, if tls { &self.tls } else { &plain });
+        connecting.await.map_err(|error| match error {
+            ChannelError::Unreachable { address, source } => {
+                Failure::Unreachable { what: format!("the node agent at {address}"), error: source }
+            }
+            other => usage(other),
+        })
+    }
+
+    /// A request that only reads, as fresh as was asked for.
+    pub fn reading<T>(&self, message: T) -> Request<T> {
+        let mut request = within(message);
+        let metadata = request.metadata_mut();
+        if self.reads.stale {
+            metadata.insert("warren-consistency", MetadataValue::from_static("stale"));
+        }
+        if let Some(revision) = self.reads.min_revision {
+            metadata.insert("warren-min-revision", revision.into());
+        }
+        request
     }
 
     /// When a call that begins now gives up.

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::stream::{self, StreamExt};
-use warren_proto::v1::{CreateSandboxRequest, OnIsolation, Resources, RestartPolicy, Sandbox};
+use warren_proto::v1::batch_create_result::Result as ItemResult;
+use warren_proto::v1::{
+    BatchCreateSandboxesRequest, CreateSandboxRequest, OnIsolation, Resources, RestartPolicy, Sandbox,
+};
 
 use crate::client::{Client, request_id, sandboxes, within};
 use crate::failure::Failure;
@@ -87,6 +90,9 @@ pub struct CreateArgs {
     /// How many; their ids are ID-1, ID-2, ...
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_COUNT))]
     count: Option<i64>,
+    /// Create all of them or none: at most 1,000
+    #[arg(long, requires = "count")]
+    all_or_nothing: bool,
     /// Wait until they run
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_WAIT,
           value_parser = names::duration)]
@@ -156,7 +162,11 @@ pub async fn create(client: &Client, output: &Output, args: CreateArgs) -> Resul
     let mut failures = Vec::new();
     let mut wait = Wait::new(Goal::Running);
     let requests = args.requests(&parent)?;
-    let mut creating = stream::iter(requests.into_iter().map(|r| create_one(client, r))).buffer_unordered(PARALLEL);
+    let mut creating = if args.all_or_nothing {
+        stream::iter(create_all(client, &parent, requests).await?.into_iter().map(Ok)).boxed_local()
+    } else {
+        stream::iter(requests.into_iter().map(|r| create_one(client, r))).buffer_unordered(PARALLEL).boxed_local()
+    };
     while let Some(result) = creating.next().await {
         let sandbox = match result {
             Ok(sandbox) => sandbox,
@@ -213,6 +223,30 @@ async fn create_one(client: &Client, request: CreateSandboxRequest) -> Result<Sa
         async move { sandboxes(c).create_sandbox(request).await }
     };
     client.call(create).await
+}
+
+/// One call for all of them; its retries share one request id.
+async fn create_all(
+    client: &Client,
+    parent: &str,
+    mut requests: Vec<CreateSandboxRequest>,
+) -> Result<Vec<Sandbox>, Failure> {
+    for request in &mut requests {
+        // The batch's own count.
+        request.request_id.clear();
+    }
+    let batch = BatchCreateSandboxesRequest {
+        parent: parent.to_owned(),
+        requests,
+        all_or_nothing: true,
+        request_id: request_id(),
+    };
+    let create = |c| {
+        let request = within(batch.clone());
+        async move { sandboxes(c).batch_create_sandboxes(request).await }
+    };
+    let made = client.call(create).await?.results.into_iter().filter_map(|result| result.result);
+    Ok(made.filter_map(|result| if let ItemResult::Sandbox(sandbox) = result { Some(sandbox) } else { None }).collect())
 }
 
 /// A time-out says what those that were waited for are doing.

@@ -3,7 +3,7 @@
 //! Data goes to stdout, talk to stderr. Exit codes: see [`failure::Failure::exit_code`].
 //!
 //! `status` `server` `region` `raft` `node` `tenant` `template` `sandbox` (with `create` `update` `delete` `watch` `exec`) `top`
-//! `doctor` `bundle` are the commands. They make calls through
+//! `doctor` `bundle` `contexts` are the commands. They make calls through
 //! `client` (endpoints, retries), follow changes through `follow`, and write through `output`. Uses the wire format alone,
 //! nothing of the scheduler.
 
@@ -15,6 +15,7 @@
 mod bundle;
 mod client;
 mod context;
+mod contexts;
 mod create;
 mod delete;
 mod doctor;
@@ -83,6 +84,8 @@ struct Global {
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value = "table")]
     output: Format,
+    #[command(flatten)]
+    reads: client::Reads,
     /// How long to go on trying, such as `30s` or `500ms`
     #[arg(long, global = true, default_value = "30s", value_parser = names::duration)]
     timeout: Duration,
@@ -131,6 +134,9 @@ enum Command {
     Check,
     /// Look for what is wrong, and say what to do
     Doctor,
+    /// Regions that this command line knows
+    #[command(subcommand)]
+    Context(contexts::ContextCommand),
     /// For bug reports
     #[command(subcommand)]
     Debug(bundle::DebugCommand),
@@ -164,9 +170,12 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         _ => {}
     }
-    let settings = context::settle(&cli.global)?;
-    let client = Client::new(settings, cli.global.timeout)?;
     let output = Output::new(cli.global.output);
+    if let Command::Context(command) = cli.command {
+        return contexts::run(&cli.global, &output, command);
+    }
+    let settings = context::settle(&cli.global)?;
+    let client = Client::new(settings, cli.global.reads, cli.global.timeout)?;
     match cli.command {
         Command::Status => status::status(&client, &output).await,
         Command::Server(command) => server::run(&client, &output, command).await,
@@ -181,6 +190,6 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Node(command) => node::run(&client, &output, command).await,
         Command::Template(command) => template::run(&client, &output, command).await,
         Command::Sandbox(command) => sandbox::run(&client, &output, command).await,
-        Command::Completions { .. } | Command::Version => Ok(ExitCode::SUCCESS),
+        Command::Completions { .. } | Command::Version | Command::Context(_) => Ok(ExitCode::SUCCESS),
     }
 }

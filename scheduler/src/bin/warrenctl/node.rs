@@ -70,7 +70,7 @@ pub async fn run(client: &Client, output: &Output, command: NodeCommand) -> Resu
         NodeCommand::Show { node } => {
             let name = names::in_collection("nodes", &node);
             let get = |c| {
-                let request = within(GetNodeRequest { name: name.clone() });
+                let request = client.reading(GetNodeRequest { name: name.clone() });
                 async move { nodes(c).get_node(request).await }
             };
             let node = client.call(get).await?;
@@ -175,7 +175,7 @@ pub async fn all(client: &Client) -> Result<Vec<Node>, Failure> {
     let mut page_token = String::new();
     loop {
         let list = |c| {
-            let request = within(ListNodesRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
+            let request = client.reading(ListNodesRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
             async move { nodes(c).list_nodes(request).await }
         };
         let page = client.call(list).await?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use warren_proto::v1::{EgressMode, GetSandboxRequest, ListSandboxesRequest, Sandbox, SandboxState};
 
-use crate::client::{Client, PAGE_SIZE, sandboxes, within};
+use crate::client::{Client, PAGE_SIZE, sandboxes};
 use crate::create::{CreateArgs, create};
 use crate::delete::{DeleteArgs, delete};
 use crate::exec::{ExecArgs, exec};
@@ -99,7 +99,7 @@ pub fn parent(client: &Client, all_tenants: bool) -> String {
 
 pub async fn get(client: &Client, name: &str) -> Result<Sandbox, Failure> {
     let get = |c| {
-        let request = within(GetSandboxRequest { name: name.to_owned() });
+        let request = client.reading(GetSandboxRequest { name: name.to_owned() });
         async move { sandboxes(c).get_sandbox(request).await }
     };
     client.call(get).await
@@ -115,7 +115,7 @@ async fn list_filtered(client: &Client, mut request: ListSandboxesRequest) -> Re
     let mut all = Vec::new();
     loop {
         let list = |c| {
-            let request = within(request.clone());
+            let request = client.reading(request.clone());
             async move { sandboxes(c).list_sandboxes(request).await }
         };
         let page = client.call(list).await?;

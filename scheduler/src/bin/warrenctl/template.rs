@@ -86,7 +86,7 @@ pub async fn run(client: &Client, output: &Output, command: TemplateCommand) -> 
         TemplateCommand::Show { name } => {
             let name = names::in_collection("templates", &name);
             let get = |c| {
-                let request = within(GetTemplateRequest { name: name.clone() });
+                let request = client.reading(GetTemplateRequest { name: name.clone() });
                 async move { templates(c).get_template(request).await }
             };
             let template = client.call(get).await?;
@@ -147,7 +147,7 @@ async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
     let mut page_token = String::new();
     loop {
         let list = |c| {
-            let request = within(ListTemplatesRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
+            let request = client.reading(ListTemplatesRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
             async move { templates(c).list_templates(request).await }
         };
         let page = client.call(list).await?;

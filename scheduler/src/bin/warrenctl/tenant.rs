@@ -90,7 +90,7 @@ pub async fn all(client: &Client) -> Result<Vec<Tenant>, Failure> {
     let mut page_token = String::new();
     loop {
         let list = |c| {
-            let request = within(ListTenantsRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
+            let request = client.reading(ListTenantsRequest { page_size: PAGE_SIZE, page_token: page_token.clone() });
             async move { tenants(c).list_tenants(request).await }
         };
         let page = client.call(list).await?;

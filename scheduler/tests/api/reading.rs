@@ -126,12 +126,16 @@ async fn a_watch_that_is_read_too_slowly_ends_with_compacted() {
     /// As many as fit into one entry of the log.
     const BATCH: usize = 300;
     let (region, _agent) = region_with_node().await;
+    // They wait, and nobody looks at them.
+    let pause = SetPauseRequest { placement: Some(true), ..Default::default() };
+    cluster_service_client::ClusterServiceClient::new(region.channel()).set_pause(pause).await.unwrap();
     let request = WatchSandboxesRequest { parent: "tenants/-".into(), ..Default::default() };
     let mut watch = region.sandboxes().watch_sandboxes(request).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().kind(), Kind::Synced);
     let requests: Vec<_> =
         (0..BATCH).map(|_| CreateSandboxRequest { parent: String::new(), ..create_request() }).collect();
-    for _ in 0..=MAX_EVENTS / BATCH {
+    // Half as many again as are kept: buffers on the way to the client take some megabytes.
+    for _ in 0..MAX_EVENTS * 3 / 2 / BATCH {
         let batch = BatchCreateSandboxesRequest {
             parent: TENANT.into(),
             requests: requests.clone(),

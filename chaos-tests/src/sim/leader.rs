@@ -12,6 +12,7 @@ use warren_scheduler::placement::view::Reservation;
 use warren_scheduler::plan;
 use warren_scheduler::plan::liveness::Verdict;
 use warren_scheduler::plan::moves::Searched;
+use warren_scheduler::plan::pending::Cursor;
 use warren_scheduler::state::command::{Body, Caller, LedgerId, LogTime};
 use warren_scheduler::state::node::Condition;
 use warren_scheduler::state::outcome::Rejected;
@@ -40,6 +41,7 @@ pub struct Lead {
     pub liveness: Liveness,
     pub log_clock: Option<LogClock>,
     searched: Searched,
+    cursor: Cursor,
     pub sessions: BTreeMap<NodeId, SessionId>,
     pub waiting: Vec<Proposal>,
     pub flushing: bool,
@@ -112,6 +114,7 @@ impl Lead {
             liveness: Liveness::default(),
             log_clock: None,
             searched: Searched::new(),
+            cursor: Cursor::default(),
             sessions: BTreeMap::new(),
             waiting: Vec::new(),
             flushing: false,
@@ -259,7 +262,7 @@ impl World {
         bodies.extend(plan::tick::plan(&state, log_now));
         bodies.extend(plan::moves::plan(&state, &mut lead.searched));
         this.view.sync(&fleet);
-        let placements = plan::pending::plan(&state, &mut this.view, log_now);
+        let placements = plan::pending::plan(&state, &mut this.view, log_now, &mut lead.cursor);
         // One more, which is settled last here: so a pass never ends while it is still proposing.
         lead.passing = verdicts.len() + bodies.len() + placements.commands.len() + 1;
         for verdict in verdicts {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, ensure};
 use warren_chaos::client::small_sandbox;
 use warren_chaos::cluster::{Cluster, Options, Server};
-use warren_proto::v1::{SandboxState, SetPauseRequest};
+use warren_proto::v1::{Sandbox, SandboxState, SetPauseRequest};
 
 use crate::faults::main_processes;
 use crate::{create_many, delete_all, scenario};
@@ -17,7 +17,10 @@ const RESUME: SetPauseRequest = SetPauseRequest { creates: None, placement: Some
 fn two_of_three_disks_are_lost_and_nothing_runs_or_counts_twice() {
     scenario("quorum lost", Options::default(), async |cluster| {
         let client = cluster.client()?;
-        let names = create_many(&client, 9).await?;
+        let mut names = create_many(&client, 8).await?;
+        // It needs the second level, which the log raises after its members are known: both must be replayed.
+        let important = Sandbox { priority: 7, ..small_sandbox() };
+        names.push(client.create(important).await?.name);
         client.await_running(&names).await?;
         let before = main_processes(&client, &names).await?;
         let ledger = client.cluster_status().await?.ledger_id;
@@ -36,6 +39,9 @@ fn two_of_three_disks_are_lost_and_nothing_runs_or_counts_twice() {
         let client = cluster.client_of(survivor)?;
         let status = client.await_status("every node is back", |s| s.ready_node_count == 3).await?;
         ensure!(status.ledger_id != ledger, "the ledger has its old id");
+        ensure!(status.level == 2, "the ledger fell back to level {}", status.level);
+        let kept = client.list().await?.iter().filter(|sandbox| sandbox.priority == 7).count();
+        ensure!(kept == 1, "what the second level brought is lost");
         client.await_running(&names).await?;
         ensure!(main_processes(&client, &names).await? == before, "main processes changed");
         ensure!(client.nodes().await?.iter().all(|node| node.orphans.is_empty()), "there are orphans");

@@ -1,6 +1,5 @@
 //! Leads while this replica does: opens the term, then turns changes and lapsed leases into commands.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use crate::metrics::names;
 use crate::plan;
 use crate::plan::liveness::Verdict;
 use crate::plan::moves::Searched;
+use crate::plan::pending::Cursor;
 use crate::raft::Leadership;
 use crate::state::State;
 use crate::state::command::{Body, Caller, LedgerId, LogTime};
@@ -34,7 +34,10 @@ const IDLE_PASS: Duration = Duration::from_secs(10);
 /// Shortest time between passes that a failed proposal waits before trying again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a verdict that the brake refused waits before it is tried again.
+/// Between two passes over queues that are longer than one pass looks at: creates have their turn.
+const NEXT_PASS_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a verdict waits while the brake holds, or when it was refused.
 const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs for as long as the replica does.
@@ -102,16 +105,26 @@ async fn propose(controller: &Controller, body: Body) -> Result<(), ControlError
     controller.propose(Caller::system("controller"), body).await.map(drop)
 }
 
+/// What the planners remember from pass to pass within a term; without it they only take longer.
+#[derive(Debug, Default)]
+struct Memory {
+    searched: Searched,
+    cursor: Cursor,
+    /// The queues were not looked through to their end.
+    more: bool,
+}
+
 async fn plan_forever(controller: &Controller) {
     let mut states = controller.replica().watch_state();
-    let mut searched: Searched = BTreeMap::new();
+    let mut memory = Memory::default();
     loop {
         let state = states.borrow_and_update().clone();
-        let all_well = pass(controller, &state, &mut searched).await;
+        let all_well = pass(controller, &state, &mut memory).await;
         if !all_well {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        let wake_at = next_wake(controller, &state);
+        let more = memory.more.then(|| clock::monotonic() + NEXT_PASS_PAUSE);
+        let wake_at = more.into_iter().chain([next_wake(controller, &state)]).min().unwrap_or_else(clock::monotonic);
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(wake_at.into()) => {}
@@ -128,7 +141,7 @@ fn next_wake(controller: &Controller, state: &State) -> Instant {
 }
 
 /// Plans once and proposes everything planned; whether all of it was committed (a rejection is an answer too).
-async fn pass(controller: &Controller, state: &Arc<State>, searched: &mut Searched) -> bool {
+async fn pass(controller: &Controller, state: &Arc<State>, memory: &mut Memory) -> bool {
     let now = controller.log_now(state);
     if plan::tick::needs_quorum(state, now)
         && let Err(error) = set_clock(controller).await
@@ -138,7 +151,7 @@ async fn pass(controller: &Controller, state: &Arc<State>, searched: &mut Search
     }
     let verdicts = lock(&controller.0.liveness).judge(clock::monotonic(), plan::MAX_COMMANDS);
     let judged = judge(controller, state, &verdicts);
-    let rest = settle(controller, state, now, searched);
+    let rest = settle(controller, state, now, memory);
     let (judged, rest) = tokio::join!(judged, rest);
     judged && rest
 }
@@ -148,6 +161,10 @@ async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> 
     let proposals = verdicts.iter().map(|verdict| async move {
         let planned = plan::liveness::plan(state, std::slice::from_ref(verdict));
         let mut result = Ok(());
+        if verdict.condition == Condition::Down && state.region.brake_since.is_some() {
+            lock(&controller.0.liveness).settled(verdict, false, clock::monotonic() + BRAKED_PAUSE);
+            return true;
+        }
         for body in planned {
             counter!(names::LAPSES, "then" => verdict.condition.name().to_lowercase()).increment(1);
             warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
@@ -167,17 +184,18 @@ async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> 
 }
 
 /// Proposes everything that follows from state alone.
-async fn settle(controller: &Controller, state: &Arc<State>, now: LogTime, searched: &mut Searched) -> bool {
+async fn settle(controller: &Controller, state: &Arc<State>, now: LogTime, memory: &mut Memory) -> bool {
     let mut bodies: Vec<Body> = plan::level::plan(state).into_iter().collect();
     bodies.extend(plan::ended::plan(state, now));
     bodies.extend(plan::due::plan(state, now));
     bodies.extend(plan::tick::plan(state, now));
-    bodies.extend(plan::moves::plan(state, searched));
+    bodies.extend(plan::moves::plan(state, &mut memory.searched));
     let placements = {
         let mut view = lock(&controller.0.view);
         view.sync(&controller.replica().state());
-        plan::pending::plan(state, &mut view, now)
+        plan::pending::plan(state, &mut view, now, &mut memory.cursor)
     };
+    memory.more = placements.more;
     bodies.extend(placements.commands);
     let results = join_all(bodies.into_iter().map(|body| propose(controller, body))).await;
     let mut view = lock(&controller.0.view);

@@ -45,9 +45,11 @@ impl Liveness {
         true
     }
 
-    /// Whether the node is being declared down.
-    pub fn is_going_down(&self, node: &NodeId) -> bool {
-        self.going_down.contains(node)
+    /// Judges the node at `until`, unless it is watched already: a node may say hello and never be heard of again.
+    pub fn watch(&mut self, node: &NodeId, until: Instant) {
+        if !self.deadlines.contains_key(node) && !self.going_down.contains(node) {
+            self.arm(node, Deadline { at: until, verdict: Condition::Suspect });
+        }
     }
 
     fn arm(&mut self, node: &NodeId, deadline: Deadline) {
@@ -167,7 +169,7 @@ mod tests {
         let mut liveness = Liveness::default();
         liveness.begin_term([(node("a"), Condition::Suspect)].into_iter(), at(1), Duration::ZERO);
         let verdict = liveness.judge(at(1), 10).remove(0);
-        assert!(!liveness.renew(&node("a"), at(9)) && liveness.is_going_down(&node("a")));
+        assert!(!liveness.renew(&node("a"), at(9)) && liveness.going_down.contains(&node("a")));
         liveness.settled(&verdict, false, at(2));
         assert!(liveness.renew(&node("a"), at(9)));
         assert_eq!(verdicts(&mut liveness, at(8)), [], "a renewal after it failed counts");
@@ -181,5 +183,19 @@ mod tests {
         liveness.renew(&node("a"), at(30));
         liveness.begin_term([(node("a"), Condition::Down)].into_iter(), at(10), Duration::ZERO);
         assert_eq!(liveness.next_deadline(), Some(at(30)));
+    }
+
+    #[test]
+    fn a_node_that_said_hello_and_is_never_heard_of_again_is_judged() {
+        let start = crate::clock::monotonic();
+        let at = |s| start + Duration::from_secs(s);
+        let mut liveness = Liveness::default();
+        liveness.watch(&node("a"), at(3));
+        liveness.watch(&node("a"), at(9));
+        let verdicts = liveness.judge(at(4), 10);
+        assert_eq!(verdicts, [Verdict { node: node("a"), condition: Condition::Suspect }]);
+        liveness.renew(&node("b"), at(9));
+        liveness.watch(&node("b"), at(3));
+        assert_eq!(liveness.judge(at(4), 10).iter().filter(|verdict| verdict.node == node("b")).count(), 0);
     }
 }

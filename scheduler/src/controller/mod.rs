@@ -299,6 +299,8 @@ impl Controller {
         mut observation: Observation,
     ) -> Result<(), ControlError> {
         let incarnation = report.incarnation;
+        // Before the ledger says that it is ready: whatever becomes of this call, the node is watched.
+        lock(&self.0.liveness).watch(&node, clock::monotonic() + self.lease());
         self.propose(node_caller(&node), Body::RegisterNode { node: node.clone(), report }).await?;
         let missing = missing(&self.replica().state(), &node, &observation.sandboxes);
         observation.sandboxes.extend(missing);

@@ -55,9 +55,11 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// `None` where the node can take the request.
+/// `None` where the node can take the request. It compares as `apply` does when it verifies: also in a dimension that the request
+/// does not ask for, where a host that shrank holds more than it has.
 pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
-    let (wanted, free) = (request.resources, row.free());
+    let (wanted, capacity) = (request.resources, row.node.report.capacity);
+    let Some(taken) = row.taken_with(wanted) else { return Some(Misfit::TooSmall) };
     if !row.node.is_ready() {
         Some(Misfit::Unreachable)
     } else if row.node.cordoned {
@@ -66,15 +68,15 @@ pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
         Some(Misfit::Unfenced)
     } else if request.avoids_old.as_ref().is_some_and(|name| row.node.has_other_instance_of(name)) {
         Some(Misfit::HoldsOld)
-    } else if !wanted.fits_in(row.node.report.capacity) {
+    } else if !wanted.fits_in(capacity) {
         Some(Misfit::TooSmall)
-    } else if wanted.memory > free.memory {
+    } else if taken.memory > capacity.memory {
         Some(Misfit::ShortOfMemory)
-    } else if wanted.cpu > free.cpu {
+    } else if taken.cpu > capacity.cpu {
         Some(Misfit::ShortOfCpu)
-    } else if wanted.disk > free.disk {
+    } else if taken.disk > capacity.disk {
         Some(Misfit::ShortOfDisk)
-    } else if wanted.gpus > free.gpus {
+    } else if taken.gpus > capacity.gpus {
         Some(Misfit::ShortOfGpus)
     } else {
         None

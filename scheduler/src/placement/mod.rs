@@ -104,7 +104,7 @@ mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
-    use warren_proto::units::{Bytes, MilliCpu};
+    use warren_proto::units::{Bytes, Gpus, MilliCpu};
 
     use super::*;
     use crate::state::node::testing::node;
@@ -156,6 +156,16 @@ mod tests {
         assert_eq!(refused.reason().code, PendingCode::ShortOfCpu);
         view.release(&held);
         assert_eq!(place(&view, &request(500, 100)), Ok(a));
+    }
+
+    /// A host that lost devices holds more than it has: `apply` lets nothing more hold anything there, so nothing is proposed.
+    #[test]
+    fn a_host_that_shrank_takes_nothing_also_of_what_it_has() {
+        let gpus = |count| Resources { gpus: Gpus(count), ..resources(1000, 1000) };
+        let mut view = view(&[("a", gpus(1))]);
+        view.reserve(&NodeId::parse("a").unwrap(), Resources { gpus: Gpus(2), ..Resources::default() });
+        let refused = place(&view, &request(100, 100)).unwrap_err();
+        assert_eq!(refused.reason().code, PendingCode::ShortOfGpus);
     }
 
     #[test]

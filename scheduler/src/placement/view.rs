@@ -24,6 +24,11 @@ impl Row {
     pub fn free(&self) -> Resources {
         self.node.free().saturating_sub(self.in_flight)
     }
+
+    /// All that would be taken with `wanted`; `None` where that cannot even be counted.
+    pub fn taken_with(&self, wanted: Resources) -> Option<Resources> {
+        self.node.assigned.checked_add(self.in_flight)?.checked_add(wanted)
+    }
 }
 
 /// Room that a decision under way holds; given back with [`View::release`].

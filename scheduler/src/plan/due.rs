@@ -10,18 +10,15 @@ pub fn plan(state: &State, now: LogTime) -> Option<Planned> {
         return None;
     }
     let due = state.indexes.due.iter().take_while(|(at, _)| *at <= now);
-    let ends = |at: Option<LogTime>| at.is_some_and(|at| at <= now);
-    let sandboxes: Vec<_> = due
-        .filter_map(|(_, name)| state.sandboxes.get(name))
-        .filter(|sandbox| ends(sandbox.deadline()) || ends(sandbox.queue_deadline()))
-        .take(MAX_COMMANDS)
-        .map(|sandbox| sandbox.name.clone())
-        .collect();
+    let sandboxes: Vec<_> = due.take(MAX_COMMANDS).map(|(_, name)| name.clone()).collect();
     (!sandboxes.is_empty()).then_some(Body::EndDue { sandboxes })
 }
 
-/// When the next one is due, if that is later than `now`.
+/// When the next one is due, or may be placed, if that is later than `now`.
 pub fn next(state: &State, now: LogTime) -> Option<LogTime> {
     let first = state.indexes.due.iter().map(|(at, _)| *at).find(|at| *at > now);
-    first.map(|at| at.max(state.region.hold_until))
+    let due = first.map(|at| at.max(state.region.hold_until));
+    // Those whose time has passed and that still wait are skipped, however many.
+    let placeable = state.indexes.backing_off.range((now.plus_ms(1), None)..).next().map(|(at, _)| *at);
+    [due, placeable].into_iter().flatten().min()
 }

@@ -1,11 +1,13 @@
 //! Places waiting sandboxes; says anew why, where the reason changed.
 //!
 //! Tenants take turns: in each round every tenant's next sandbox is looked at, those of the round in the order of priority and
-//! age. A sandbox that fits nowhere does not hold up others.
+//! age. A sandbox that fits nowhere does not hold up others. A pass is bounded: it looks at the first of the queues, and then goes on
+//! where the pass before stopped, so that each waiting sandbox is looked at in the end, however many before it fit nowhere.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
-use warren_proto::ids::SandboxName;
+use warren_proto::ids::{NodeId, SandboxName, TenantId};
 use warren_proto::units::Resources;
 
 use super::{MAX_COMMANDS, Planned};
@@ -19,6 +21,12 @@ use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox};
 /// Most waiting sandboxes that one pass looks at. Those of a shape that fitted nowhere cost a map look-up.
 const MAX_LOOKED_AT: usize = 20_000;
 
+/// How many of these are the first of the queues: more than the commands of a pass, so that what is freed goes by rank.
+const MAX_FIRST: usize = 1_000;
+
+/// Most searches for a node in one pass, of shapes that differ: the view is locked meanwhile, and creates wait.
+const MAX_SEARCHES: usize = 256;
+
 /// Shape of a request: what decides whether it fits, but for where it was before.
 type Shape = (u64, u64, u64, u64, bool);
 
@@ -27,68 +35,116 @@ type Shape = (u64, u64, u64, u64, bool);
 pub struct Placements {
     pub commands: Vec<Planned>,
     pub reserved: Vec<Reservation>,
+    /// Not all of the queues were looked at: another pass is to follow, also where nothing changes.
+    pub more: bool,
 }
 
+/// A place in a tenant's queue.
+type Rank = (u8, LogTime, SandboxName);
+
+/// How far each tenant's queue has been looked at. In the leader's memory alone: without it, a pass begins at the beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Cursor(BTreeMap<TenantId, Rank>);
+
 /// Plans placements and reserves them in `view`, so that one pass does not give the same room twice.
-pub fn plan(state: &State, view: &mut View, now: LogTime) -> Placements {
-    let mut planned = Placements::default();
-    let mut hopeless: BTreeMap<Shape, Unplaceable> = BTreeMap::new();
-    for name in in_turns(state).take(MAX_LOOKED_AT) {
-        if planned.commands.len() >= MAX_COMMANDS {
+pub fn plan(state: &State, view: &mut View, now: LogTime, cursor: &mut Cursor) -> Placements {
+    let mut pass = Pass { state, now, planned: Placements::default(), hopeless: BTreeMap::new(), searches: 0 };
+    let mut first = BTreeMap::new();
+    for rank in in_turns(state, &BTreeMap::new()).take(MAX_FIRST) {
+        if pass.is_full(MAX_SEARCHES / 2) {
             break;
         }
-        let Some(sandbox) = state.sandboxes.get(name) else { continue };
-        let Life::Pending { reason, not_before, .. } = &sandbox.life else { continue };
-        if *not_before > now {
-            continue;
+        pass.look_at(view, &rank.2);
+        first.insert(rank.2.tenant.clone(), rank.clone());
+    }
+    // Nothing is looked at twice in a pass: a cursor stands behind the first of its queue.
+    for (tenant, rank) in first {
+        let at = cursor.0.entry(tenant).or_insert_with(|| rank.clone());
+        *at = rank.max(at.clone());
+    }
+    let mut looked_at = 0;
+    let after = cursor.0.clone();
+    let mut rest = in_turns(state, &after).peekable();
+    while looked_at < MAX_LOOKED_AT - MAX_FIRST
+        && !pass.is_full(MAX_SEARCHES)
+        && let Some(rank) = rest.next()
+    {
+        pass.look_at(view, &rank.2);
+        cursor.0.insert(rank.2.tenant.clone(), rank.clone());
+        looked_at += 1;
+    }
+    pass.planned.more = rest.peek().is_some();
+    if !pass.planned.more {
+        cursor.0.clear();
+    }
+    pass.planned
+}
+
+/// Every waiting sandbox after these places: the first of each tenant's queue, then the second of each, and so on.
+fn in_turns<'a>(state: &'a State, after: &BTreeMap<TenantId, Rank>) -> impl Iterator<Item = &'a Rank> {
+    let from = |tenant| after.get(tenant).map_or(Bound::Unbounded, Bound::Excluded);
+    let queues = state.indexes.queues.iter();
+    let mut queues: Vec<_> =
+        queues.map(|(tenant, queue)| queue.range::<_, Rank>((from(tenant), Bound::Unbounded))).collect();
+    let mut round: Vec<&Rank> = Vec::new();
+    std::iter::from_fn(move || {
+        if round.is_empty() {
+            round = queues.iter_mut().filter_map(Iterator::next).collect();
+            round.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        round.pop()
+    })
+}
+
+/// One pass under way.
+struct Pass<'a> {
+    state: &'a State,
+    now: LogTime,
+    planned: Placements,
+    hopeless: BTreeMap<Shape, Unplaceable>,
+    searches: usize,
+}
+
+impl Pass<'_> {
+    fn is_full(&self, searches: usize) -> bool {
+        self.planned.commands.len() >= MAX_COMMANDS || self.searches >= searches
+    }
+
+    fn look_at(&mut self, view: &mut View, name: &SandboxName) {
+        let Some(sandbox) = self.state.sandboxes.get(name) else { return };
+        let Life::Pending { reason, not_before, .. } = &sandbox.life else { return };
+        if *not_before > self.now {
+            return;
         }
         let decision = match () {
-            () if state.region.pauses.placement => Err(paused()),
-            () => decide(state, view, sandbox, &mut hopeless),
+            () if self.state.region.pauses.placement => Err(paused()),
+            () => self.decide(view, sandbox),
         };
         match decision {
             Ok(node) => {
-                planned.reserved.push(view.reserve(&node, sandbox.spec.resources));
-                planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
+                self.planned.reserved.push(view.reserve(&node, sandbox.spec.resources));
+                self.planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
             }
-            Err(why) => planned.commands.extend(explain(sandbox, reason, why)),
+            Err(why) => self.planned.commands.extend(explain(sandbox, reason, why)),
         }
     }
-    planned
-}
 
-/// Every waiting sandbox: the first of each tenant's queue, then the second of each, and so on.
-fn in_turns(state: &State) -> impl Iterator<Item = &SandboxName> {
-    let mut queues: Vec<_> = state.indexes.queues.values().map(|queue| queue.iter()).collect();
-    let mut round = Vec::new();
-    std::iter::from_fn(move || {
-        if round.is_empty() {
-            round = queues.iter_mut().filter_map(|queue| queue.next()).collect::<Vec<_>>();
-            round.sort_unstable_by(|a, b| b.cmp(a));
+    fn decide(&mut self, view: &View, sandbox: &Sandbox) -> Result<NodeId, PendingReason> {
+        let request = Request::of(self.state, sandbox);
+        let shape = shape(sandbox.spec.resources, request.needs_fence);
+        if let Some(known) = self.hopeless.get(&shape) {
+            return Err(known.reason());
         }
-        round.pop().map(|(_, _, name)| name)
-    })
-}
-
-fn decide(
-    state: &State,
-    view: &View,
-    sandbox: &Sandbox,
-    hopeless: &mut BTreeMap<Shape, Unplaceable>,
-) -> Result<warren_proto::ids::NodeId, PendingReason> {
-    let request = Request::of(state, sandbox);
-    let shape = shape(sandbox.spec.resources, request.needs_fence);
-    if let Some(known) = hopeless.get(&shape) {
-        return Err(known.reason());
+        self.searches += 1;
+        place(view, &request).map_err(|unplaceable| {
+            let reason = unplaceable.reason();
+            // What only an old instance is in the way of, another sandbox of the same shape need not wait for.
+            if !unplaceable.misfits.contains_key(&Misfit::HoldsOld) {
+                self.hopeless.insert(shape, unplaceable);
+            }
+            reason
+        })
     }
-    place(view, &request).map_err(|unplaceable| {
-        let reason = unplaceable.reason();
-        // What only an old instance is in the way of, another sandbox of the same shape need not wait for.
-        if !unplaceable.misfits.contains_key(&Misfit::HoldsOld) {
-            hopeless.insert(shape, unplaceable);
-        }
-        reason
-    })
 }
 
 fn paused() -> PendingReason {
@@ -140,7 +196,31 @@ mod tests {
     fn pass(state: &State) -> Vec<Planned> {
         let mut view = View::default();
         view.sync(state);
-        plan(state, &mut view, state.log_time).commands
+        plan(state, &mut view, state.log_time, &mut Cursor::default()).commands
+    }
+
+    /// Each of them has a shape of its own, so each costs a search; the one that fits stands behind them all.
+    #[test]
+    fn what_fits_is_found_behind_any_number_that_do_not() {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        let hopeless = MAX_SEARCHES * 3;
+        for n in 0..hopeless {
+            create(&mut state, &format!("huge-{n:05}"), 5000 + n as u64);
+        }
+        create(&mut state, "small", 400);
+        let (mut view, mut cursor) = (View::default(), Cursor::default());
+        let mut found = false;
+        for _ in 0..20 {
+            view.sync(&state);
+            let placements = plan(&state, &mut view, state.log_time, &mut cursor);
+            found |= placements.commands.iter().any(|body| matches!(body, Body::PlaceSandbox { .. }));
+            placements.reserved.iter().for_each(|reservation| view.release(reservation));
+            if !placements.more {
+                break;
+            }
+        }
+        assert!(found, "it waits behind those that fit nowhere");
+        assert!(cursor.0.is_empty(), "all of them were looked at, and the next pass begins anew");
     }
 
     #[test]

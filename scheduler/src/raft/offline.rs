@@ -12,8 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
-use openraft::{EntryPayload, RaftLogReader};
 use warren_proto::ids::{Epoch, ReplicaId};
 
 use super::checkpoint::{self, CheckpointDirectory, CheckpointError};
@@ -88,25 +88,19 @@ pub fn recover_quorum(data_dir: &Path, id: ReplicaId, member: Member) -> Result<
 
 /// The newest checkpoint, with every entry of the log applied.
 fn all_that_is_there(data_dir: &Path) -> Result<(State, Option<LogId>), OfflineError> {
-    let machine = StateMachine::open(CheckpointDirectory::open(&data_dir.join("checkpoints"))?)?;
-    let (mut state, mut last) = machine.into_state();
+    let mut machine = StateMachine::open(CheckpointDirectory::open(&data_dir.join("checkpoints"))?)?;
     let mut store = LogStore::open(&data_dir.join("log"))?;
-    let from = last.map_or(0, |log_id| log_id.index.saturating_add(1));
+    let from = machine.applied_index().map_or(0, |index| index.saturating_add(1));
     let reading = store.try_get_log_entries(from..);
     let entries = futures::executor::block_on(reading);
     let entries =
         entries.map_err(|source| OfflineError::Io { action: "read log", path: data_dir.to_owned(), source })?;
     for entry in entries {
-        let index = entry.log_id.index;
-        if let EntryPayload::Normal(batch) = &entry.payload {
-            for command in batch.commands.iter() {
-                let _rejected_or_not = state.apply(index, command);
-            }
-        }
-        state.revision = index;
-        last = Some(entry.log_id);
+        // As while serving: members count too, and what this build does not know ends it.
+        let applied = machine.apply_entry(entry.log_id, &entry.payload);
+        applied.map_err(|error| OfflineError::Entry { index: entry.log_id.index, what: error.to_string() })?;
     }
-    Ok((state, last))
+    Ok(machine.into_state())
 }
 
 /// Moves log and checkpoints aside: nothing is thrown away.

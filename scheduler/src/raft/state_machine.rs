@@ -107,7 +107,7 @@ impl StateMachine {
     }
 
     /// A command or a level that this build does not know stops the replica: it must not guess what others apply.
-    fn apply_entry(
+    pub(super) fn apply_entry(
         &mut self,
         log_id: LogId,
         payload: &EntryPayload<Batch, u64, super::types::Member>,

@@ -24,8 +24,10 @@ pub struct Indexes {
     pub labels: OrdMap<Label, OrdSet<SandboxName>>,
     /// Pending ones, by tenant. Only tenants that have some.
     pub queues: OrdMap<TenantId, Queue>,
-    /// By when something about them is due.
+    /// By when they end by themselves.
     pub due: OrdSet<(LogTime, SandboxName)>,
+    /// By until when they are not to be placed; times may have passed. Each has a name: none stands before all of a time.
+    pub backing_off: OrdSet<(LogTime, Option<SandboxName>)>,
     /// Those that ended and hold no node, oldest first.
     pub ended: OrdSet<(LogTime, SandboxName)>,
 }
@@ -55,6 +57,9 @@ impl Indexes {
         if let Some(at) = sandbox.due() {
             self.due.insert((at, name.clone()));
         }
+        if let Some(at) = sandbox.backs_off_until() {
+            self.backing_off.insert((at, Some(name.clone())));
+        }
         if let Some(at) = sandbox.life.ended() {
             self.ended.insert((at, name.clone()));
         }
@@ -76,6 +81,9 @@ impl Indexes {
         }
         if let Some(at) = sandbox.due() {
             self.due.remove(&(at, name.clone()));
+        }
+        if let Some(at) = sandbox.backs_off_until() {
+            self.backing_off.remove(&(at, Some(name.clone())));
         }
         if let Some(at) = sandbox.life.ended() {
             self.ended.remove(&(at, name.clone()));

@@ -140,7 +140,15 @@ impl State {
                 Ok(Reply::Done)
             }
             Body::ReleaseBrake => region::release_brake(self),
-            _ => self.apply_to_sandbox(context, body),
+            Body::CreateSandbox { .. }
+            | Body::CreateBatch { .. }
+            | Body::UpdateSandbox { .. }
+            | Body::RequeueSandbox { .. }
+            | Body::PlaceSandbox { .. }
+            | Body::ExplainPending { .. }
+            | Body::DeleteSandbox { .. }
+            | Body::ForgetEnded { .. }
+            | Body::EndDue { .. } => self.apply_to_sandbox(context, body),
         }
     }
 
@@ -159,7 +167,23 @@ impl State {
             Body::DeleteSandbox { sandbox, request } => sandbox::delete(self, context, sandbox, request.as_ref()),
             Body::ForgetEnded { sandboxes } => sandbox::forget_ended(self, context, sandboxes),
             Body::EndDue { sandboxes } => sandbox::end_due(self, context, sandboxes),
-            _ => Ok(Reply::Done),
+            // Those of `apply_body`.
+            Body::OpenLedger { .. }
+            | Body::AdvanceTime { .. }
+            | Body::PutReplica { .. }
+            | Body::SetLevel { .. }
+            | Body::RegisterNode { .. }
+            | Body::SetNodeReachable { .. }
+            | Body::SetNodeCondition { .. }
+            | Body::SetNodePolicy { .. }
+            | Body::ForgetNode { .. }
+            | Body::StopOrphan { .. }
+            | Body::Observe { .. }
+            | Body::CreateTemplate { .. }
+            | Body::DeleteTemplate { .. }
+            | Body::SetQuota { .. }
+            | Body::SetPause { .. }
+            | Body::ReleaseBrake => Ok(Reply::Done),
         }
     }
 

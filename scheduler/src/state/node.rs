@@ -289,10 +289,10 @@ pub(super) fn set_policy(
     Ok(Reply::Done)
 }
 
-/// Gives up a node that is not ready. If it returns it is a new one, and what it still runs are orphans.
+/// Gives up a node that is down: until then its agent may hold a lease, or its fence be about to freeze. If it returns it is a new one, and what it still runs are orphans.
 pub(super) fn forget(state: &mut State, context: &Context, id: &NodeId) -> Result<Reply, Rejected> {
     let node = get_mut(state, id)?;
-    if node.condition == Condition::Ready {
+    if node.condition != Condition::Down {
         return Err(Rejected::NodeCondition { node: id.clone(), condition: node.condition.name() });
     }
     let (names, since) = (node.sandboxes.clone(), node.suspected);

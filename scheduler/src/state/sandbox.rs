@@ -260,15 +260,18 @@ impl Sandbox {
         }
     }
 
-    /// When something about it is due by itself.
+    /// When it ends by itself.
     pub fn due(&self) -> Option<LogTime> {
-        let waits_until = match &self.life {
-            Life::Pending { not_before, .. } if *not_before > LogTime::default() => Some(*not_before),
-            Life::Stopping { .. } => return None,
-            life if life.ended().is_some() => return None,
+        let over = matches!(self.life, Life::Stopping { .. }) || self.life.ended().is_some();
+        [self.deadline(), self.queue_deadline()].into_iter().flatten().min().filter(|_| !over)
+    }
+
+    /// Until when it is not to be placed, where its starts have failed.
+    pub fn backs_off_until(&self) -> Option<LogTime> {
+        match &self.life {
+            Life::Pending { not_before, .. } => Some(*not_before).filter(|at| *at > LogTime::default()),
             _ => None,
-        };
-        [self.deadline(), self.queue_deadline(), waits_until].into_iter().flatten().min()
+        }
     }
 
     /// Where it stands in its tenant's queue: the higher priority first, then the older.

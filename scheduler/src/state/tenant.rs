@@ -17,6 +17,9 @@ pub const MAX_SANDBOXES_OF_TENANT: u64 = MAX_SANDBOXES / 4 * 3;
 /// Most sandboxes of one tenant that wait for a node.
 pub const MAX_PENDING_OF_TENANT: u64 = 100_000;
 
+/// Records that a new tenant looks at, after it and at the table's beginning: more than it adds, so the table shrinks.
+const SWEPT_AT_ONCE: usize = 4;
+
 /// Thousandths: a rate of less than one a minute still adds up.
 const MILLI: u64 = 1000;
 
@@ -113,15 +116,37 @@ pub(super) fn drop_empty(state: &mut State, id: &TenantId) {
     }
 }
 
-/// Whether the tenant may have one more sandbox of this size, now; takes it off the rate.
+/// Drops some records that say nothing any more, next to where a new one is to stand: empty, and with their whole rate left. So a
+/// region whose rates are limited has room for any number of tenants over time.
+fn sweep(state: &mut State, id: &TenantId) {
+    let now = state.log_time;
+    let spent = |(_, tenant): &(&TenantId, &Tenant)| {
+        let rate = state.region.default_quota.and_then(|quota| quota.creates_per_minute);
+        let whole = rate.is_none_or(|rate| tenant.creates_left(now, rate) == rate.saturating_mul(MILLI));
+        tenant.sandboxes == 0 && tenant.quota.is_none() && whole
+    };
+    let after = state.tenants.range(id.clone()..).take(SWEPT_AT_ONCE);
+    let around = after.chain(state.tenants.iter().take(SWEPT_AT_ONCE));
+    let names: Vec<TenantId> = around.filter(spent).map(|(id, _)| id.clone()).collect();
+    for name in names {
+        state.tenants.remove(&name);
+    }
+}
+
+/// Whether the tenant may have one more sandbox of this size, now; takes it off the rate. A refusal changes nothing but what
+/// [`sweep`] drops.
 pub(super) fn admit(state: &mut State, name: &SandboxName, wanted: Resources) -> Result<(), Rejected> {
     let id = &name.tenant;
+    if !state.tenants.contains_key(id) {
+        sweep(state, id);
+    }
     if !state.tenants.contains_key(id) && state.tenants.len() as u64 >= MAX_TENANTS {
         return Err(Rejected::LimitReached { what: "the table of tenants", limit: MAX_TENANTS });
     }
     let quota = quota_of(state, id);
     let now = state.log_time;
-    let tenant = state.tenants.entry(id.clone()).or_insert_with(|| Tenant { created: now, ..Tenant::default() });
+    let new = || Tenant { created: now, ..Tenant::default() };
+    let mut tenant = state.tenants.get(id).cloned().unwrap_or_else(new);
     if tenant.sandboxes >= MAX_SANDBOXES_OF_TENANT {
         return Err(Rejected::LimitReached { what: "the tenant's share of sandboxes", limit: MAX_SANDBOXES_OF_TENANT });
     }
@@ -131,7 +156,7 @@ pub(super) fn admit(state: &mut State, name: &SandboxName, wanted: Resources) ->
     let Some(sum) = tenant.used.checked_add(wanted) else {
         return Err(Rejected::LimitReached { what: "the sum of what the tenant asks for", limit: u64::MAX });
     };
-    within(tenant, &quota, sum)?;
+    within(&tenant, &quota, sum)?;
     if let Some(per_minute) = quota.creates_per_minute {
         let left = tenant.creates_left(now, per_minute);
         let Some(rest) = left.checked_sub(MILLI) else {
@@ -140,6 +165,7 @@ pub(super) fn admit(state: &mut State, name: &SandboxName, wanted: Resources) ->
         };
         tenant.creates_left = (rest, now);
     }
+    state.tenants.insert(id.clone(), tenant);
     Ok(())
 }
 

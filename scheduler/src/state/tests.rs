@@ -187,8 +187,9 @@ fn a_node_that_was_forgotten_and_returns_goes_on_above_its_generations() {
         let _placed_or_queued = ledger.create(id, "a", None).unwrap();
     }
     let before = ledger.state.nodes[&node("a")].generation;
-    let suspect = Body::SetNodeCondition { node: node("a"), incarnation: 1, to: Condition::Suspect };
-    ledger.run(suspect).unwrap();
+    for to in [Condition::Suspect, Condition::Down] {
+        ledger.run(Body::SetNodeCondition { node: node("a"), incarnation: 1, to }).unwrap();
+    }
     ledger.run(Body::ForgetNode { node: node("a") }).unwrap();
     ledger.run(Body::RegisterNode { node: node("a"), report: report(1, resources(1000, 1000)) }).unwrap();
     assert!(ledger.state.nodes[&node("a")].generation > before, "or its agent would take what it is told for old");

@@ -243,6 +243,9 @@ pub(in crate::state) fn forget_ended(
     context: &Context,
     names: &[SandboxName],
 ) -> Result<Reply, Rejected> {
+    if state.log_time < state.region.hold_until {
+        return Err(Rejected::Held { until: state.region.hold_until });
+    }
     for name in names {
         let Some(sandbox) = state.sandboxes.get(name).cloned() else { continue };
         let due = sandbox.life.ended().map(|at| at.plus_ms(ENDED_RETENTION_MS));

@@ -173,6 +173,9 @@ fn a_forgotten_nodes_sandboxes_are_lost_or_start_elsewhere_as_they_said() {
     let forget = Body::ForgetNode { node: node("a") };
     assert!(matches!(ledger.run(forget.clone()), Err(Rejected::NodeCondition { .. })), "it is ready");
     ledger.turn("a", Condition::Suspect).unwrap();
+    let refused = ledger.run(forget.clone());
+    assert!(matches!(refused, Err(Rejected::NodeCondition { .. })), "what freezes may still run: {refused:?}");
+    ledger.turn("a", Condition::Down).unwrap();
     ledger.run(forget).unwrap();
     assert_eq!((ledger.kind("never"), ledger.kind("always")), ("LOST", "PENDING"));
     assert!(!ledger.state.sandboxes.contains_key(&name("deleted")));
@@ -220,6 +223,11 @@ fn time_does_not_jump_but_by_a_quorums_clocks_and_then_no_deadline_fires_for_ten
     let expiring =
         SandboxSpec { settings: Settings { expiry: Expiry::After(30_000), ..Settings::default() }, ..spec(1, 1) };
     ledger.create_spec("s", expiring, on("a")).unwrap();
+    ledger.create_spec("ended", spec(1, 1), queue()).unwrap();
+    ledger.run(Body::DeleteSandbox { sandbox: name("ended"), request: None }).unwrap();
+    ledger.create_spec("exited", spec(1, 1), on("a")).unwrap();
+    let exit = Phase::Exited { exit: Exit::default(), output_tail: vec![] };
+    ledger.observe("a", "exited", 1, exit).unwrap();
     let start = ledger.state.log_time;
     ledger.now = start.plus_ms(MAX_TIME_STEP_MS + 1);
     assert!(matches!(ledger.run(Body::AdvanceTime { samples: vec![] }), Err(Rejected::TimeStep { by_ms: 60_001 })));
@@ -235,6 +243,8 @@ fn time_does_not_jump_but_by_a_quorums_clocks_and_then_no_deadline_fires_for_ten
     ledger.now = year;
     let end = Body::EndDue { sandboxes: vec![name("s")] };
     assert!(matches!(ledger.run(end.clone()), Err(Rejected::Held { .. })));
+    let forget = Body::ForgetEnded { sandboxes: vec![name("exited")] };
+    assert!(matches!(ledger.run(forget), Err(Rejected::Held { .. })), "its record is not lost either");
     ledger.pass(HOLD_MS + 1000);
     ledger.run(end).unwrap();
     assert_eq!(ledger.kind("s"), "STOPPING");
@@ -319,6 +329,31 @@ fn a_default_quota_bounds_the_rate_of_creates_of_every_tenant() {
     assert!(ledger.create_spec("three", spec(1, 1), queue()).is_err(), "deleting does not give the rate back");
     ledger.pass(30_000);
     ledger.create_spec("three", spec(1, 1), queue()).unwrap();
+}
+
+#[test]
+fn a_refused_tenant_leaves_no_record_and_empty_ones_make_room() {
+    let mut ledger = Ledger::second();
+    let create = |tenant: String| Body::CreateSandbox {
+        sandbox: SandboxName { tenant: TenantId::parse(&tenant).unwrap(), id: name("s").id },
+        spec: spec(1, 1).into(),
+        decision: queue(),
+        request: None,
+    };
+    let quota = |sandboxes| Quota { sandboxes, creates_per_minute: Some(60), ..Quota::default() };
+    ledger.run(Body::SetQuota { tenant: None, quota: Some(quota(Some(0))) }).unwrap();
+    assert!(matches!(ledger.run(create("nobody".into())), Err(Rejected::QuotaExceeded { .. })));
+    assert_eq!(ledger.state.tenants.len(), 0, "a refusal changes nothing");
+    ledger.run(Body::SetQuota { tenant: None, quota: Some(quota(None)) }).unwrap();
+    for n in 0..100 {
+        let body = create(format!("tenant-{n}"));
+        let Body::CreateSandbox { sandbox, .. } = &body else { continue };
+        let sandbox = sandbox.clone();
+        ledger.run(body).unwrap();
+        ledger.run(Body::DeleteSandbox { sandbox, request: None }).unwrap();
+        ledger.pass(2_000);
+    }
+    assert!(ledger.state.tenants.len() < 10, "{} tenants that have nothing", ledger.state.tenants.len());
 }
 
 #[test]

@@ -123,8 +123,8 @@ async fn every_reply_carries_its_revision_and_reads_may_ask_for_one() {
 /// One that does not read while more happens than is kept: what it had been sent, then that it must list again; never a gap.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_is_read_too_slowly_ends_with_compacted() {
-    /// As many as fit into one entry of the log.
-    const BATCH: usize = 300;
+    /// The most that one batch, and one entry of the log, holds.
+    const BATCH: usize = 1000;
     let (region, _agent) = region_with_node().await;
     // They wait, and nobody looks at them.
     let pause = SetPauseRequest { placement: Some(true), ..Default::default() };

@@ -19,7 +19,7 @@ use crate::state::command::{
     RequestKey, Role,
 };
 use crate::state::level::Level;
-use crate::state::sandbox::SandboxSpec;
+use crate::state::sandbox::{PendingReason, SandboxSpec};
 use crate::state::settings::Settings;
 
 impl From<&Command> for pb::StoredCommand {
@@ -238,24 +238,39 @@ fn update(body: pb::StoredUpdateSandbox) -> Result<Body, CodecError> {
 }
 
 /// Equal specs stand there once.
+/// A command is one entry of the log, which is bounded: what items have in common is written once, so that 1,000 fit.
 fn create_batch_to(items: &[BatchItem], request: Option<&RequestKey>) -> pb::StoredCreateBatch {
-    let mut specs: Vec<&Arc<SandboxSpec>> = Vec::new();
+    let tenant = items.first().map(|item| &item.sandbox.tenant);
+    let (mut specs, mut nodes, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
     let mut wire = Vec::with_capacity(items.len());
-    for item in items {
-        let known = specs.iter().rposition(|known| Arc::ptr_eq(known, &item.spec) || **known == item.spec);
-        let spec = known.unwrap_or_else(|| {
-            specs.push(&item.spec);
-            specs.len() - 1
-        });
-        let decision = match &item.decision {
-            Decision::Place(node) => WireItemDecision::Place(node.to_string()),
-            Decision::Queue(reason) => WireItemDecision::Queue(reason.into()),
+    for BatchItem { sandbox, spec, decision } in items {
+        let decision = match decision {
+            Decision::Place(node) => WireItemDecision::PlaceAt(place_of(&mut nodes, node)),
+            Decision::Queue(reason) => WireItemDecision::QueueAt(place_of(&mut reasons, reason)),
         };
-        let spec = u32::try_from(spec).unwrap_or(u32::MAX);
-        wire.push(pb::StoredBatchItem { sandbox: item.sandbox.to_string(), spec, decision: Some(decision) });
+        let own = Some(&sandbox.tenant) == tenant;
+        let sandbox = if own { sandbox.id.to_string() } else { sandbox.to_string() };
+        let spec = place_of(&mut specs, spec);
+        wire.push(pb::StoredBatchItem { sandbox, spec, decision: Some(decision) });
     }
-    let specs = specs.into_iter().map(|spec| spec.as_ref().into()).collect();
-    pb::StoredCreateBatch { specs, items: wire, request: request.map(Into::into) }
+    pb::StoredCreateBatch {
+        specs: specs.into_iter().map(|spec| spec.as_ref().into()).collect(),
+        items: wire,
+        request: request.map(Into::into),
+        nodes: nodes.into_iter().map(ToString::to_string).collect(),
+        reasons: reasons.into_iter().map(Into::into).collect(),
+        tenant: text(tenant),
+    }
+}
+
+/// Where `value` stands among those seen; it is appended where it is new. The last ones are the likeliest.
+fn place_of<'a, T: PartialEq>(seen: &mut Vec<&'a T>, value: &'a T) -> u32 {
+    let known = seen.iter().rposition(|known| std::ptr::eq(*known, value) || *known == value);
+    let place = known.unwrap_or_else(|| {
+        seen.push(value);
+        seen.len() - 1
+    });
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 fn create_batch(body: pb::StoredCreateBatch) -> Result<Body, CodecError> {
@@ -264,17 +279,30 @@ fn create_batch(body: pb::StoredCreateBatch) -> Result<Body, CodecError> {
         .into_iter()
         .map(|spec| Ok(Arc::<SandboxSpec>::new(spec.try_into()?)))
         .collect::<Result<Vec<_>, CodecError>>()?;
+    let nodes = body.nodes.iter().map(|node| part::node(node, "nodes")).collect::<Result<Vec<_>, _>>()?;
+    let reasons =
+        body.reasons.into_iter().map(TryInto::try_into).collect::<Result<Vec<PendingReason>, CodecError>>()?;
     let item = |item: pb::StoredBatchItem| {
-        let spec = usize::try_from(item.spec).ok().and_then(|at| specs.get(at));
+        let spec = at(&specs, item.spec, "item.spec")?;
         let decision = match require(item.decision, "item.decision")? {
             WireItemDecision::Place(node) => Decision::Place(part::node(&node, "decision.place")?),
             WireItemDecision::Queue(reason) => Decision::Queue(reason.try_into()?),
+            WireItemDecision::PlaceAt(place) => Decision::Place(at(&nodes, place, "item.place_at")?),
+            WireItemDecision::QueueAt(place) => Decision::Queue(at(&reasons, place, "item.queue_at")?),
         };
-        let sandbox = part::sandbox(&item.sandbox, "item.sandbox")?;
-        Ok(BatchItem { sandbox, spec: spec.ok_or(CodecError::Malformed { field: "item.spec" })?.clone(), decision })
+        let sandbox = match item.sandbox.contains('/') {
+            true => part::sandbox(&item.sandbox, "item.sandbox")?,
+            false => part::sandbox(&format!("tenants/{}/sandboxes/{}", body.tenant, item.sandbox), "item.sandbox")?,
+        };
+        Ok(BatchItem { sandbox, spec, decision })
     };
     let items = body.items.into_iter().map(item).collect::<Result<_, CodecError>>()?;
     Ok(Body::CreateBatch { items, request: part::request(body.request)? })
+}
+
+fn at<T: Clone>(table: &[T], place: u32, field: &'static str) -> Result<T, CodecError> {
+    let found = usize::try_from(place).ok().and_then(|place| table.get(place));
+    found.cloned().ok_or(CodecError::Malformed { field })
 }
 
 fn names(names: &[String]) -> Result<Vec<SandboxName>, CodecError> {

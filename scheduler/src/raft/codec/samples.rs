@@ -254,7 +254,7 @@ pub(crate) fn bodies_of_second_level() -> Vec<(&'static str, Body)> {
         ("update_sandbox", update(change, Some(12))),
         ("update_sandbox_one", update(Change { priority: Some(0), ..Change::default() }, None)),
         (
-            "create_batch",
+            "create_batch_2",
             Body::CreateBatch {
                 items: vec![item("b-1", Decision::Place(node())), item("b-2", Decision::Queue(reason()))],
                 request: Some(request()),

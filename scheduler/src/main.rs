@@ -22,6 +22,10 @@ use warren_scheduler::secrets::Sealer;
 use warren_scheduler::signer::Signer;
 use warren_scheduler::{api, http, metrics};
 
+/// Creates are many small allocations on one thread that are freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long calls under way may take to end when the replica stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -32,6 +32,9 @@ use super::stats::{Summary, median};
 use super::{Place, table};
 use crate::client::{Client, TENANT, small_sandbox};
 
+/// Tenants that clients belong to: one alone would fill its share of the table of request ids, 262,144 in ten minutes.
+const TENANTS: usize = 8;
+
 /// Between the start of a system and its first call: elections are over, caches are warm.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -212,7 +215,7 @@ impl Target {
             let service = SandboxServiceClient::new(channels[client % channels.len()].clone());
             Box::pin(async move {
                 match batch {
-                    1 => create(service).await,
+                    1 => create(service, client % TENANTS).await,
                     _ => create_batch(service, batch).await,
                 }
             })
@@ -235,8 +238,9 @@ pub fn request() -> CreateSandboxRequest {
     }
 }
 
-async fn create(mut service: SandboxServiceClient<Channel>) -> Result<u64, String> {
-    service.create_sandbox(request()).await.map(|_| 1).map_err(|status| reason(&status))
+async fn create(mut service: SandboxServiceClient<Channel>, tenant: usize) -> Result<u64, String> {
+    let request = CreateSandboxRequest { parent: format!("tenants/load-{tenant}"), ..request() };
+    service.create_sandbox(request).await.map(|_| 1).map_err(|status| reason(&status))
 }
 
 /// Batches would fill a tenant's share of the table of request ids within seconds.
@@ -285,7 +289,7 @@ pub fn record_bytes() -> usize {
         ..Default::default()
     };
     let create = StoredCreateSandbox {
-        sandbox: format!("{TENANT}/sandboxes/s-{:024x}", 0),
+        sandbox: format!("tenants/load-0/sandboxes/s-{:024x}", 0),
         spec: Some(spec),
         request: Some(StoredRequestKey { id: vec![1; 16], payload: vec![1; 32] }),
         decision: Some(Decision::Place("sim-100".to_owned())),

@@ -4,6 +4,7 @@
 //! (a DNS label, RFC 1123; google.aip.dev/122). Clones are cheap: an id is a shared string.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -142,13 +143,31 @@ impl TemplateId {
 }
 
 /// A sandbox's full name: the key under which the ledger holds it. Ordered by tenant, then id.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SandboxName {
+///
+/// One pointer, because the ledger's maps and indexes hold each name half a dozen times.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SandboxName(Arc<SandboxKey>);
+
+/// The parts of a [`SandboxName`].
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SandboxKey {
     pub tenant: TenantId,
     pub id: SandboxId,
 }
 
+impl Deref for SandboxName {
+    type Target = SandboxKey;
+
+    fn deref(&self) -> &SandboxKey {
+        &self.0
+    }
+}
+
 impl SandboxName {
+    pub fn new(tenant: TenantId, id: SandboxId) -> Self {
+        Self(Arc::new(SandboxKey { tenant, id }))
+    }
+
     /// Parses `tenants/{tenant}/sandboxes/{sandbox}`.
     pub fn parse(name: &str) -> Result<Self, IdError> {
         const PATTERN: &str = "tenants/{tenant}/sandboxes/{sandbox}";
@@ -156,7 +175,7 @@ impl SandboxName {
         let (tenant, id) = rest
             .split_once("/sandboxes/")
             .ok_or_else(|| IdError::Name { pattern: PATTERN, got: name.chars().take(200).collect() })?;
-        Ok(Self { tenant: TenantId::parse(tenant)?, id: SandboxId::parse(id)? })
+        Ok(Self::new(TenantId::parse(tenant)?, SandboxId::parse(id)?))
     }
 }
 

@@ -1,12 +1,12 @@
 //! API clients: they create, delete and list, retry what they did not hear of with the same request id, and go to any replica.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use warren_proto::ids::{SandboxName, TemplateId, TenantId};
 use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_scheduler::state::command::{Body, Caller, RequestKey, Role};
 use warren_scheduler::state::outcome::Reply;
+use warren_scheduler::state::pairs::Pairs;
 use warren_scheduler::state::sandbox::SandboxSpec;
 use warren_scheduler::state::settings::{Expiry, Isolation, Restart, Settings};
 
@@ -127,9 +127,9 @@ impl World {
         let spec = SandboxSpec {
             template: TemplateId::parse("base").expect("a valid id"),
             command: Vec::new(),
-            environment: BTreeMap::new(),
+            environment: Pairs::default(),
             working_directory: String::new(),
-            secrets: BTreeMap::new(),
+            secrets: Pairs::default(),
             resources: Resources {
                 cpu: MilliCpu(250 * self.rng.between(1, 8)),
                 memory: Bytes(Bytes::MIB * 256 * self.rng.between(1, 12)),

@@ -72,7 +72,7 @@ pub fn sandbox_state(state: &State, sandbox: &Sandbox) -> SandboxState {
 fn reason(state: &State, sandbox: &Sandbox) -> Option<v1::StateReason> {
     let (code, message) = match &sandbox.life {
         Life::Pending { reason, .. } => (pending_code(reason.code).to_owned(), reason.message.clone()),
-        Life::Failed { code, message, .. } => (code.clone(), message.clone()),
+        Life::Failed { code, message, .. } => (code.to_string(), message.to_string()),
         life => {
             let node = life.node().and_then(|id| state.nodes.get(id))?;
             let (code, what) = match node.condition {
@@ -110,10 +110,10 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
         name: from.name.to_string(),
         template: spec.template.name(),
         command: spec.command.clone(),
-        environment: spec.environment.clone(),
+        environment: spec.environment.to_map(),
         working_directory: spec.working_directory.clone(),
-        labels: settings.labels.clone(),
-        annotations: settings.annotations.clone(),
+        labels: settings.labels.to_map(),
+        annotations: settings.annotations.to_map(),
         egress: Some(egress(&settings.egress)),
         restart_policy: restart(spec.restart).into(),
         on_isolation: isolation(spec.isolation).into(),
@@ -122,7 +122,7 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
         queue_timeout: spec.queue_timeout_ms.map(duration),
         priority: i32::from(settings.priority),
         etag: etag(from),
-        secret_names: spec.secrets.keys().cloned().collect(),
+        secret_names: spec.secrets.keys().map(str::to_owned).collect(),
         restart_count: from.restarts,
         resources: Some(resources(spec.resources, spec.pids)),
         state: sandbox_state(state, from).into(),

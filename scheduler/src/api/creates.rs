@@ -171,7 +171,7 @@ impl Creates {
             false => validate::request_key(&request_id, &request)?,
         };
         let wanted = request.sandbox.ok_or_else(|| status::invalid_field("sandbox", "must be set"))?;
-        let name = SandboxName { tenant: tenant.clone(), id: validate::sandbox_id(&request.sandbox_id)? };
+        let name = SandboxName::new(tenant.clone(), validate::sandbox_id(&request.sandbox_id)?);
         let seal = |variable: &str, value: &str| match self.controller.sealer() {
             Some(sealer) => Ok(sealer.seal(&name, variable, value)),
             None => Err(status::secrets_unavailable()),

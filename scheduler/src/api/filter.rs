@@ -65,7 +65,7 @@ impl Filter {
         let labels = &sandbox.settings().labels;
         self.tenant.as_ref().is_none_or(|tenant| sandbox.name.tenant == *tenant)
             && (self.states.is_empty() || self.states.contains(&shown))
-            && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.labels.iter().all(|(key, value)| labels.get(key).is_some_and(|own| **own == **value))
             && self.node.as_ref().is_none_or(|node| sandbox.life.node() == Some(node))
     }
 
@@ -167,5 +167,5 @@ fn merged<'a>(
 /// A name that no sandbox of the tenant comes before: ids begin with a digit or letter, and `0` is the least.
 fn first_of(tenant: &TenantId) -> Result<SandboxName, Status> {
     let id = SandboxId::parse("0").map_err(validate::id_error("parent"))?;
-    Ok(SandboxName { tenant: tenant.clone(), id })
+    Ok(SandboxName::new(tenant.clone(), id))
 }

@@ -14,6 +14,7 @@ use warren_proto::v1;
 use super::status::invalid_field;
 use crate::clock;
 use crate::state::command::{Change, LogTime, RequestKey, TemplateSpec};
+use crate::state::pairs::Pairs;
 use crate::state::sandbox::SandboxSpec;
 use crate::state::settings::{Egress, Expiry, Isolation, MAX_PRIORITY, Restart, Settings};
 use crate::state::tenant::Quota;
@@ -129,7 +130,7 @@ pub fn sandbox_spec(sandbox: &v1::Sandbox, seal: &Seal) -> Result<SandboxSpec, S
     Ok(SandboxSpec {
         template,
         command: sandbox.command.clone(),
-        environment: sandbox.environment.clone(),
+        environment: sandbox.environment.clone().into_iter().collect(),
         secrets: sealed.collect::<Result<_, Status>>()?,
         working_directory: sandbox.working_directory.clone(),
         resources,
@@ -301,14 +302,14 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
-fn annotations(field: &str, annotations: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+fn annotations(field: &str, annotations: &BTreeMap<String, String>) -> Result<Pairs, Status> {
     if annotations.len() > MAX_LABELS {
         return Err(invalid_field(field, format!("at most {MAX_LABELS} annotations")));
     }
     if annotations.keys().any(|key| key.is_empty() || key.len() > MAX_ANNOTATION_KEY) {
         return Err(invalid_field(field, format!("a key is 1 to {MAX_ANNOTATION_KEY} bytes")));
     }
-    Ok(annotations.clone())
+    Ok(annotations.clone().into_iter().collect())
 }
 
 pub fn template_spec(template: &v1::Template) -> Result<TemplateSpec, Status> {
@@ -379,7 +380,7 @@ fn directory(field: &str, path: &str) -> Result<(), Status> {
     no_nul(field, path)
 }
 
-pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+pub fn labels<M: FromIterator<(String, String)>>(field: &str, labels: &BTreeMap<String, String>) -> Result<M, Status> {
     if labels.len() > MAX_LABELS {
         return Err(invalid_field(field, format!("at most {MAX_LABELS} labels")));
     }
@@ -394,7 +395,7 @@ pub fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<BTreeMap
             return Err(invalid_field(field, right));
         }
     }
-    Ok(labels.clone())
+    Ok(labels.clone().into_iter().collect())
 }
 
 fn resources(wire: &v1::Resources) -> Result<(Resources, u64), Status> {

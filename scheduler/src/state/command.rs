@@ -7,6 +7,7 @@ use warren_proto::ids::{Digest, Epoch, NodeId, ReplicaId, SandboxName, TemplateI
 
 use super::level::Level;
 use super::node::{Condition, NodeReport};
+use super::pairs::Pairs;
 use super::sandbox::{Exit, PendingReason, SandboxSpec};
 use super::settings::{Expiry, Settings};
 use super::tenant::Quota;
@@ -241,8 +242,8 @@ pub struct BatchItem {
 /// What an update replaces; `None` stays.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Change {
-    pub labels: Option<BTreeMap<String, String>>,
-    pub annotations: Option<BTreeMap<String, String>>,
+    pub labels: Option<Pairs>,
+    pub annotations: Option<Pairs>,
     /// [`Expiry::After`] counts from the update.
     pub expiry: Option<Expiry>,
     pub egress: Option<super::settings::Egress>,

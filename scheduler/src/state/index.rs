@@ -8,6 +8,7 @@ use imbl::{OrdMap, OrdSet};
 use warren_proto::ids::{SandboxName, TenantId};
 
 use super::command::LogTime;
+use super::pairs::Pairs;
 use super::sandbox::{Life, Sandbox};
 
 /// A label's key and value.
@@ -43,70 +44,84 @@ impl Indexes {
         self.kinds.iter().map(|(kind, names)| (*kind, names.len() as u64))
     }
 
-    pub(super) fn insert(&mut self, sandbox: &Sandbox) {
-        let name = &sandbox.name;
-        self.kinds.entry(sandbox.life.kind()).or_default().insert(name.clone());
-        for (key, value) in &sandbox.settings().labels {
-            let label = (Arc::from(key.as_str()), Arc::from(value.as_str()));
+    /// What a sandbox's change from one state to another means here; `None`: it is not there. What did not change costs nothing.
+    pub(super) fn change(&mut self, before: Option<&Sandbox>, after: Option<&Sandbox>) {
+        let Some(name) = after.or(before).map(|sandbox| sandbox.name.clone()) else { return };
+        self.change_kind(&name, before.map(|s| s.life.kind()), after.map(|s| s.life.kind()));
+        self.change_labels(&name, before.map(|s| &s.settings().labels), after.map(|s| &s.settings().labels));
+        self.change_rank(&name, before.and_then(waiting), after.and_then(waiting));
+        let at = |time: Option<LogTime>| time.map(|at| (at, name.clone()));
+        turn(&mut self.due, at(before.and_then(Sandbox::due)), at(after.and_then(Sandbox::due)));
+        let ended = |sandbox: &Sandbox| sandbox.life.ended();
+        turn(&mut self.ended, at(before.and_then(ended)), at(after.and_then(ended)));
+        let at = |time: Option<LogTime>| time.map(|at| (at, Some(name.clone())));
+        let until = |sandbox: Option<&Sandbox>| at(sandbox.and_then(Sandbox::backs_off_until));
+        turn(&mut self.backing_off, until(before), until(after));
+    }
+
+    fn change_kind(&mut self, name: &SandboxName, before: Option<&'static str>, after: Option<&'static str>) {
+        if before == after {
+            return;
+        }
+        if let Some(kind) = before
+            && let Some(names) = self.kinds.get_mut(kind)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.kinds.remove(kind);
+            }
+        }
+        if let Some(kind) = after {
+            self.kinds.entry(kind).or_default().insert(name.clone());
+        }
+    }
+
+    fn change_labels(&mut self, name: &SandboxName, before: Option<&Pairs>, after: Option<&Pairs>) {
+        if before == after {
+            return;
+        }
+        let label = |(key, value): (&str, &Box<str>)| (Arc::from(key), Arc::from(value.as_ref()));
+        for label in before.into_iter().flat_map(Pairs::iter).map(label) {
+            if let Some(names) = self.labels.get_mut(&label) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.labels.remove(&label);
+                }
+            }
+        }
+        for label in after.into_iter().flat_map(Pairs::iter).map(label) {
             self.labels.entry(label).or_default().insert(name.clone());
         }
-        if matches!(sandbox.life, Life::Pending { .. }) {
-            let (priority, created) = sandbox.rank();
-            self.queues.entry(name.tenant.clone()).or_default().insert((priority, created, name.clone()));
-        }
-        if let Some(at) = sandbox.due() {
-            self.due.insert((at, name.clone()));
-        }
-        if let Some(at) = sandbox.backs_off_until() {
-            self.backing_off.insert((at, Some(name.clone())));
-        }
-        if let Some(at) = sandbox.life.ended() {
-            self.ended.insert((at, name.clone()));
-        }
     }
 
-    pub(super) fn remove(&mut self, sandbox: &Sandbox) {
-        let name = &sandbox.name;
-        if let Some(names) = self.kinds.get_mut(sandbox.life.kind()) {
-            names.remove(name);
-            if names.is_empty() {
-                self.kinds.remove(sandbox.life.kind());
-            }
+    fn change_rank(&mut self, name: &SandboxName, before: Option<(u8, LogTime)>, after: Option<(u8, LogTime)>) {
+        if before == after {
+            return;
         }
-        for (key, value) in &sandbox.settings().labels {
-            self.remove_label(&(Arc::from(key.as_str()), Arc::from(value.as_str())), name);
-        }
-        if matches!(sandbox.life, Life::Pending { .. }) {
-            self.dequeue(sandbox);
-        }
-        if let Some(at) = sandbox.due() {
-            self.due.remove(&(at, name.clone()));
-        }
-        if let Some(at) = sandbox.backs_off_until() {
-            self.backing_off.remove(&(at, Some(name.clone())));
-        }
-        if let Some(at) = sandbox.life.ended() {
-            self.ended.remove(&(at, name.clone()));
+        let place = |(priority, created)| (priority, created, name.clone());
+        let mut queue = self.queues.get(&name.tenant).cloned().unwrap_or_default();
+        turn(&mut queue, before.map(place), after.map(place));
+        if queue.is_empty() {
+            self.queues.remove(&name.tenant);
+        } else {
+            self.queues.insert(name.tenant.clone(), queue);
         }
     }
+}
 
-    fn remove_label(&mut self, label: &Label, name: &SandboxName) {
-        if let Some(names) = self.labels.get_mut(label) {
-            names.remove(name);
-            if names.is_empty() {
-                self.labels.remove(label);
-            }
-        }
+/// Its place in its tenant's queue, where it waits.
+fn waiting(sandbox: &Sandbox) -> Option<(u8, LogTime)> {
+    matches!(sandbox.life, Life::Pending { .. }).then(|| sandbox.rank())
+}
+
+fn turn<K: Ord + Clone>(set: &mut OrdSet<K>, before: Option<K>, after: Option<K>) {
+    if before == after {
+        return;
     }
-
-    fn dequeue(&mut self, sandbox: &Sandbox) {
-        let tenant = &sandbox.name.tenant;
-        let (priority, created) = sandbox.rank();
-        if let Some(queue) = self.queues.get_mut(tenant) {
-            queue.remove(&(priority, created, sandbox.name.clone()));
-            if queue.is_empty() {
-                self.queues.remove(tenant);
-            }
-        }
+    if let Some(key) = before {
+        set.remove(&key);
+    }
+    if let Some(key) = after {
+        set.insert(key);
     }
 }

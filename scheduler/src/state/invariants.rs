@@ -56,12 +56,13 @@ fn check_nodes(state: &State, wrong: &mut Vec<String>) {
 /// The indexes are what they would be if they were made anew.
 fn check_indexes(state: &State, wrong: &mut Vec<String>) {
     let mut anew = Indexes::default();
-    state.sandboxes.values().for_each(|sandbox| anew.insert(sandbox));
+    state.sandboxes.values().for_each(|sandbox| anew.change(None, Some(sandbox)));
     let parts = [
         ("states", anew.kinds == state.indexes.kinds),
         ("labels", anew.labels == state.indexes.labels),
         ("queues", anew.queues == state.indexes.queues),
         ("due times", anew.due == state.indexes.due),
+        ("waiting times", anew.backing_off == state.indexes.backing_off),
         ("ended sandboxes", anew.ended == state.indexes.ended),
     ];
     wrong.extend(parts.iter().filter(|(_, right)| !right).map(|(what, _)| format!("the index of {what} is wrong")));
@@ -73,7 +74,7 @@ fn check_counts(state: &State, wrong: &mut Vec<String>) {
     let mut anew = State::default();
     for sandbox in state.sandboxes.values() {
         *templates.entry(&sandbox.spec.template).or_default() += 1;
-        tenant::count(&mut anew, sandbox);
+        tenant::recount(&mut anew, None, Some(sandbox));
         if sandbox.epoch > Epoch(u64::MAX / 2) {
             wrong.push(format!("{} has the epoch {}", sandbox.name, sandbox.epoch));
         }

@@ -13,6 +13,7 @@ pub mod invariants;
 pub mod level;
 pub mod node;
 pub mod outcome;
+pub mod pairs;
 pub mod region;
 pub mod request;
 pub mod sandbox;
@@ -253,17 +254,16 @@ impl State {
     /// Writes a sandbox, with its index entries and its tenant's counts; its name, creation and epoch are the caller's care.
     /// Answers what stood there. Used by `apply`, and to rebuild a state from a checkpoint.
     pub fn put_sandbox(&mut self, sandbox: Arc<Sandbox>) -> Option<Arc<Sandbox>> {
-        let before = self.remove_sandbox(&sandbox.name);
-        self.indexes.insert(&sandbox);
-        tenant::count(self, &sandbox);
-        self.sandboxes.insert(sandbox.name.clone(), sandbox);
+        let before = self.sandboxes.insert(sandbox.name.clone(), sandbox.clone());
+        self.indexes.change(before.as_deref(), Some(&sandbox));
+        tenant::recount(self, before.as_deref(), Some(&sandbox));
         before
     }
 
     fn remove_sandbox(&mut self, name: &SandboxName) -> Option<Arc<Sandbox>> {
         let old = self.sandboxes.remove(name)?;
-        self.indexes.remove(&old);
-        tenant::discount(self, &old);
+        self.indexes.change(Some(&old), None);
+        tenant::recount(self, Some(&old), None);
         Some(old)
     }
 

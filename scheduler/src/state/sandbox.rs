@@ -15,7 +15,6 @@ mod change;
 mod create;
 mod observe;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
@@ -24,6 +23,7 @@ use warren_proto::units::Resources;
 use super::command::LogTime;
 use super::event::EventKind;
 use super::level::Level;
+use super::pairs::Pairs;
 use super::settings::{Egress, Expiry, Isolation, Restart, Settings};
 use super::{Context, State, template, tenant};
 pub(super) use change::{delete, end_due, explain, forget_ended, give_up, place, requeue, touch, update};
@@ -51,9 +51,9 @@ pub struct SandboxSpec {
     pub template: TemplateId,
     /// Empty: the template's default.
     pub command: Vec<String>,
-    pub environment: BTreeMap<String, String>,
+    pub environment: Pairs,
     /// Variables whose values are sealed: only the schedulers' key opens them.
-    pub secrets: BTreeMap<String, Vec<u8>>,
+    pub secrets: Pairs<Box<[u8]>>,
     /// Empty: the template's.
     pub working_directory: String,
     pub resources: Resources,
@@ -159,13 +159,13 @@ pub enum Life {
     /// Its main process ended; `node` still holds something of it, unless `None`.
     Stopped {
         node: Option<NodeId>,
-        ending: Ending,
+        ending: Box<Ending>,
     },
     /// It came to an end that it did not choose.
     Failed {
         kind: FailedKind,
-        code: String,
-        message: String,
+        code: Box<str>,
+        message: Box<str>,
         at: LogTime,
     },
 }
@@ -295,7 +295,7 @@ fn backing_off(state: &State, code: PendingCode, message: String, times: u32) ->
 }
 
 fn lost(state: &State, code: &str, message: String) -> Life {
-    Life::Failed { kind: FailedKind::Lost, code: code.to_owned(), message, at: state.log_time }
+    Life::Failed { kind: FailedKind::Lost, code: code.into(), message: message.into(), at: state.log_time }
 }
 
 /// A copy of the sandbox, if it holds this node.

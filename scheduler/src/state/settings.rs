@@ -1,8 +1,7 @@
 //! What of a sandbox may change while it lives, and the choices that its creator has.
 
-use std::collections::BTreeMap;
-
 use super::command::LogTime;
+use super::pairs::Pairs;
 use super::sandbox::Exit;
 
 /// Highest priority.
@@ -62,8 +61,8 @@ pub enum Isolation {
 /// What an update may change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: Pairs,
+    pub annotations: Pairs,
     pub expiry: Expiry,
     pub egress: Egress,
     /// 0 to [`MAX_PRIORITY`]: the higher is placed first.

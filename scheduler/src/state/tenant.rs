@@ -95,15 +95,21 @@ pub fn quota_of(state: &State, id: &TenantId) -> Quota {
     state.tenants.get(id).and_then(|tenant| tenant.quota).or(state.region.default_quota).unwrap_or_default()
 }
 
-pub(super) fn count(state: &mut State, sandbox: &Sandbox) {
+/// Keeps a tenant's counts over the change of one of its sandboxes; `None`: it is not there.
+pub(super) fn recount(state: &mut State, before: Option<&Sandbox>, after: Option<&Sandbox>) {
+    let counts = |sandbox: &Sandbox| {
+        let waits = matches!(sandbox.life, Life::Pending { .. });
+        (sandbox.life.ended().is_some(), waits, sandbox.spec.resources)
+    };
+    let Some(sandbox) = after.or(before).filter(|_| before.map(counts) != after.map(counts)) else { return };
     let created = state.log_time;
-    let entry = state.tenants.entry(sandbox.name.tenant.clone());
-    entry.or_insert_with(|| Tenant { created, ..Tenant::default() }).count(sandbox);
-}
-
-pub(super) fn discount(state: &mut State, sandbox: &Sandbox) {
-    if let Some(tenant) = state.tenants.get_mut(&sandbox.name.tenant) {
+    let new = || Tenant { created, ..Tenant::default() };
+    let tenant = state.tenants.entry(sandbox.name.tenant.clone()).or_insert_with(new);
+    if let Some(sandbox) = before {
         tenant.discount(sandbox);
+    }
+    if let Some(sandbox) = after {
+        tenant.count(sandbox);
     }
 }
 

@@ -8,6 +8,7 @@ use warren_proto::units::{Bytes, MilliCpu, Resources};
 use super::State;
 use super::command::{Body, Caller, Command, LogTime, TemplateSpec};
 use super::node::testing::report;
+use super::pairs::Pairs;
 use super::sandbox::SandboxSpec;
 use super::settings::{Isolation, Restart, Settings};
 
@@ -27,9 +28,9 @@ pub(crate) fn spec(cpu: u64, memory: u64) -> SandboxSpec {
     SandboxSpec {
         template: TemplateId::parse("base").unwrap(),
         command: vec![],
-        environment: BTreeMap::new(),
+        environment: Pairs::default(),
         working_directory: String::new(),
-        secrets: BTreeMap::new(),
+        secrets: Pairs::default(),
         resources: resources(cpu, memory),
         pids: 64,
         restart: Restart::Never,

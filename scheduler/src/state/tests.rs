@@ -201,7 +201,7 @@ fn what_a_node_no_longer_has_is_lost_and_said_to_be() {
     ledger.create("s", "a", None).unwrap();
     ledger.observe("a", "s", 1, Phase::Running).unwrap();
     ledger.observe("a", "s", 1, Phase::Removed).unwrap();
-    assert!(matches!(ledger.life("s"), Life::Failed { code, .. } if code == "LOST"));
+    assert!(matches!(ledger.life("s"), Life::Failed { code, .. } if **code == *"LOST"));
 }
 
 #[test]

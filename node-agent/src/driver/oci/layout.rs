@@ -97,7 +97,7 @@ pub fn directory_name(key: &InstanceKey) -> String {
 pub fn parse_directory_name(name: &str) -> Option<InstanceKey> {
     let (rest, epoch) = name.rsplit_once('.')?;
     let (tenant, id) = rest.split_once('.')?;
-    let sandbox = SandboxName { tenant: TenantId::parse(tenant).ok()?, id: SandboxId::parse(id).ok()? };
+    let sandbox = SandboxName::new(TenantId::parse(tenant).ok()?, SandboxId::parse(id).ok()?);
     let key = InstanceKey { sandbox, epoch: Epoch(epoch.parse().ok()?) };
     // `+1` and `01` are numbers too, but not names that this module gives.
     (directory_name(&key) == name).then_some(key)

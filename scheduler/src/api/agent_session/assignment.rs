@@ -156,10 +156,10 @@ impl Writer<'_> {
     /// said: the sandbox starts without it rather than not at all.
     fn environment(&self, sandbox: &Sandbox, template: &Template) -> Vec<Label> {
         let mut merged = template.spec.environment.clone();
-        merged.extend(sandbox.spec.environment.iter().map(|(key, value)| (key.clone(), value.clone())));
-        for (key, sealed) in &sandbox.spec.secrets {
+        merged.extend(sandbox.spec.environment.to_map::<BTreeMap<_, _>>());
+        for (key, sealed) in sandbox.spec.secrets.iter() {
             match self.sealer.map(|sealer| sealer.open(&sandbox.name, key, sealed)) {
-                Some(Ok(value)) => drop(merged.insert(key.clone(), value)),
+                Some(Ok(value)) => drop(merged.insert(key.to_owned(), value)),
                 Some(Err(error)) => error!(%error, "open a secret"),
                 None => error!(sandbox = %sandbox.name, variable = %key, "no key to open a secret with"),
             }

@@ -202,7 +202,7 @@ impl From<&Life> for WireLife {
                     FailedKind::Cancelled => pb::stored_failed::Kind::Cancelled,
                     FailedKind::Lost => pb::stored_failed::Kind::Lost,
                 };
-                let (code, message) = (code.clone(), message.clone());
+                let (code, message) = (code.to_string(), message.to_string());
                 Self::Failed(pb::StoredFailed { code, message, at_ms: at.0, kind: kind.into() })
             }
         }
@@ -234,12 +234,12 @@ impl TryFrom<WireLife> for Life {
             }
             WireLife::Stopped(stopped) => Self::Stopped {
                 node: part::optional(&stopped.node, part::node, "stopped.node")?,
-                ending: Ending {
+                ending: Box::new(Ending {
                     exit: part::exit(stopped.exit),
                     at: LogTime(stopped.at_ms),
                     started: stopped.started_ms.map(LogTime),
                     output_tail: stopped.output_tail,
-                },
+                }),
             },
             WireLife::Failed(failed) => {
                 let kind = match failed.kind() {
@@ -247,7 +247,12 @@ impl TryFrom<WireLife> for Life {
                     pb::stored_failed::Kind::Cancelled => FailedKind::Cancelled,
                     pb::stored_failed::Kind::Lost => FailedKind::Lost,
                 };
-                Self::Failed { kind, code: failed.code, message: failed.message, at: LogTime(failed.at_ms) }
+                Self::Failed {
+                    kind,
+                    code: failed.code.into(),
+                    message: failed.message.into(),
+                    at: LogTime(failed.at_ms),
+                }
             }
         })
     }

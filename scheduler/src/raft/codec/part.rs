@@ -11,6 +11,7 @@ use super::settings::{isolation, isolation_to, restart, restart_to, settings, se
 use super::{CodecError, require};
 use crate::state::command::{RequestKey, TemplateSpec};
 use crate::state::node::NodeReport;
+use crate::state::pairs::Pairs;
 use crate::state::sandbox::{Exit, PendingCode, PendingReason, SandboxSpec};
 use crate::state::settings::Settings;
 
@@ -63,12 +64,16 @@ pub(super) fn pairs(map: &BTreeMap<String, String>) -> Vec<pb::StoredPair> {
     map.iter().map(|(key, value)| pb::StoredPair { key: key.clone(), value: value.clone() }).collect()
 }
 
-pub(super) fn map(pairs: Vec<pb::StoredPair>) -> BTreeMap<String, String> {
+pub(super) fn map<M: FromIterator<(String, String)>>(pairs: Vec<pb::StoredPair>) -> M {
     pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
 }
 
-fn secret((name, sealed): (&String, &Vec<u8>)) -> pb::StoredSecret {
-    pb::StoredSecret { name: name.clone(), sealed: sealed.clone() }
+pub(super) fn small_pairs(map: &Pairs) -> Vec<pb::StoredPair> {
+    map.iter().map(|(key, value)| pb::StoredPair { key: key.to_owned(), value: value.as_ref().to_owned() }).collect()
+}
+
+fn secret((name, sealed): (&str, &Box<[u8]>)) -> pb::StoredSecret {
+    pb::StoredSecret { name: name.to_owned(), sealed: sealed.to_vec() }
 }
 
 pub(super) fn digests(set: &BTreeSet<Digest>) -> Vec<Vec<u8>> {
@@ -159,9 +164,9 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
         Self {
             template: from.template.to_string(),
             command: from.command.clone(),
-            environment: pairs(&from.environment),
+            environment: small_pairs(&from.environment),
             working_directory: from.working_directory.clone(),
-            labels: pairs(&from.settings.labels),
+            labels: small_pairs(&from.settings.labels),
             resources: Some(resources_to(from.resources)),
             pids: from.pids,
             settings: settings_beside_labels(&from.settings),

@@ -17,6 +17,7 @@ use crate::state::event::{Event, EventKind, Position};
 use crate::state::level::Level;
 use crate::state::node::{Condition, Node, NodeReport};
 use crate::state::outcome::Reply;
+use crate::state::pairs::Pairs;
 use crate::state::region::{Pauses, Region};
 use crate::state::request::{Answer, Scope};
 use crate::state::sandbox::{Ending, Exit, FailedKind, Life, PendingCode, PendingReason, Sandbox, SandboxSpec};
@@ -38,6 +39,10 @@ pub(crate) fn template_id() -> TemplateId {
 
 pub(crate) fn tenant() -> TenantId {
     TenantId::parse("acme").unwrap()
+}
+
+pub(crate) fn small_pairs() -> Pairs {
+    pairs().into_iter().collect()
 }
 
 pub(crate) fn pairs() -> BTreeMap<String, String> {
@@ -75,22 +80,22 @@ pub(crate) fn sandbox_spec() -> SandboxSpec {
     SandboxSpec {
         template: template_id(),
         command: vec!["sleep".into(), "9".into()],
-        environment: pairs(),
+        environment: small_pairs(),
         working_directory: "/tmp".into(),
-        secrets: BTreeMap::new(),
+        secrets: Pairs::default(),
         resources: resources(),
         pids: 64,
         restart: Restart::Never,
         isolation: Isolation::Keep,
         queue_timeout_ms: None,
-        settings: Settings { labels: pairs(), ..Settings::default() },
+        settings: Settings { labels: small_pairs(), ..Settings::default() },
     }
 }
 
 /// As the second level allows.
 pub(crate) fn full_spec() -> SandboxSpec {
     SandboxSpec {
-        secrets: BTreeMap::from([("TOKEN".into(), vec![1, 2, 3])]),
+        secrets: [("TOKEN", vec![1, 2, 3])].into_iter().collect(),
         resources: Resources { gpus: Gpus(2), ..resources() },
         restart: Restart::OnFailure,
         isolation: Isolation::Freeze,
@@ -102,8 +107,8 @@ pub(crate) fn full_spec() -> SandboxSpec {
 
 pub(crate) fn settings() -> Settings {
     Settings {
-        labels: pairs(),
-        annotations: pairs(),
+        labels: small_pairs(),
+        annotations: small_pairs(),
         expiry: Expiry::After(3_600_000),
         egress: Egress::List(vec!["example.com:443".into()]),
         priority: 70,
@@ -311,8 +316,8 @@ pub(crate) fn lives() -> Vec<(&'static str, Life)> {
         ("starting", Life::Starting { node: node(), since }),
         ("running", Life::Running { node: node(), since }),
         ("stopping", Life::Stopping { node: node(), since }),
-        ("stopped", Life::Stopped { node: Some(node()), ending: ending.clone() }),
-        ("stopped_gone", Life::Stopped { node: None, ending: Ending { started: None, ..ending } }),
+        ("stopped", Life::Stopped { node: Some(node()), ending: Box::new(ending.clone()) }),
+        ("stopped_gone", Life::Stopped { node: None, ending: Box::new(Ending { started: None, ..ending }) }),
         ("failed", Life::Failed { kind: FailedKind::Failed, code: "LOST".into(), message: "gone".into(), at: since }),
     ]
 }

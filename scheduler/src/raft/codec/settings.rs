@@ -6,7 +6,7 @@ use warren_proto::v1::stored_settings::Expiry as WireExpiry;
 use warren_proto::v1::{StoredEgressMode, StoredIsolation, StoredRestart};
 
 use super::CodecError;
-use super::part::{map, pairs};
+use super::part::{map, small_pairs};
 use crate::state::command::LogTime;
 use crate::state::settings::{Egress, Expiry, Isolation, MAX_PRIORITY, Restart, Settings};
 
@@ -17,8 +17,8 @@ pub(super) fn settings_to(from: &Settings) -> pb::StoredSettings {
         Egress::List(allow) => (StoredEgressMode::List, allow.clone()),
     };
     pb::StoredSettings {
-        labels: pairs(&from.labels),
-        annotations: pairs(&from.annotations),
+        labels: small_pairs(&from.labels),
+        annotations: small_pairs(&from.annotations),
         expiry: match from.expiry {
             Expiry::Never => None,
             Expiry::At(at) => Some(WireExpiry::AtMs(at.0)),

@@ -256,7 +256,8 @@ fn any_spec() -> impl Strategy<Value = SandboxSpec> {
     (command, any_map(), ".{0,9}", any_map(), any_resources(), any::<u64>()).prop_map(
         |(command, environment, working_directory, labels, resources, pids)| {
             let template = template_id();
-            let settings = Settings { labels, ..settings() };
+            let settings = Settings { labels: labels.into_iter().collect(), ..settings() };
+            let environment = environment.into_iter().collect();
             SandboxSpec { template, command, environment, working_directory, settings, resources, pids, ..full_spec() }
         },
     )

@@ -225,8 +225,12 @@ fn cancel(state: &mut State, context: &Context, sandbox: &Sandbox) {
         _ => "",
     };
     let message = format!("its queue_timeout is over; it waited because: {why}");
-    let life =
-        Life::Failed { kind: FailedKind::Cancelled, code: "QUEUE_TIMEOUT".to_owned(), message, at: state.log_time };
+    let life = Life::Failed {
+        kind: FailedKind::Cancelled,
+        code: "QUEUE_TIMEOUT".into(),
+        message: message.into(),
+        at: state.log_time,
+    };
     store(state, context, Sandbox { life, ..sandbox.clone() }, EventKind::Updated);
 }
 

@@ -44,7 +44,7 @@ fn observe_exit(
         _ => return,
     };
     let ending = Ending { exit, at: state.log_time, started, output_tail: output_tail.to_vec() };
-    sandbox.life = Life::Stopped { node: Some(id.clone()), ending };
+    sandbox.life = Life::Stopped { node: Some(id.clone()), ending: Box::new(ending) };
     node::reassign(state, context, id);
     store(state, context, sandbox, EventKind::Updated);
 }
@@ -62,7 +62,7 @@ fn observe_failure(state: &mut State, context: &Context, mut sandbox: Sandbox, i
         backing_off(state, PendingCode::StartFailed, message, sandbox.failed_starts)
     } else {
         let message = format!("on node {id}: {message}");
-        Life::Failed { kind: FailedKind::Failed, code: code.to_owned(), message, at: state.log_time }
+        Life::Failed { kind: FailedKind::Failed, code: code.into(), message: message.into(), at: state.log_time }
     };
     store(state, context, sandbox, EventKind::Updated);
 }

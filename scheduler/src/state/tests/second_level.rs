@@ -7,6 +7,7 @@ use super::*;
 use crate::state::MAX_TIME_STEP_MS;
 use crate::state::level::Level;
 use crate::state::node::Condition;
+use crate::state::pairs::Pairs;
 use crate::state::region::HOLD_MS;
 use crate::state::settings::{Expiry, Isolation, Restart, Settings};
 use crate::state::tenant::{MAX_PENDING_OF_TENANT, Quota};
@@ -268,7 +269,7 @@ fn a_sandbox_that_waits_too_long_is_cancelled_and_one_that_is_not_due_is_not_end
 fn an_update_changes_what_its_mask_names_and_a_retried_create_still_finds_its_sandbox() {
     let mut ledger = Ledger::second();
     ledger.create("s", "a", None).unwrap();
-    let labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+    let labels: Pairs = [("k", "v")].into_iter().collect();
     let change = Change { labels: Some(labels.clone()), priority: Some(9), ..Change::default() };
     let update = |change, if_revision| Body::UpdateSandbox { sandbox: name("s"), change, if_revision, request: None };
     let revision = ledger.state.sandboxes[&name("s")].revision;
@@ -335,7 +336,7 @@ fn a_default_quota_bounds_the_rate_of_creates_of_every_tenant() {
 fn a_refused_tenant_leaves_no_record_and_empty_ones_make_room() {
     let mut ledger = Ledger::second();
     let create = |tenant: String| Body::CreateSandbox {
-        sandbox: SandboxName { tenant: TenantId::parse(&tenant).unwrap(), id: name("s").id },
+        sandbox: SandboxName::new(TenantId::parse(&tenant).unwrap(), name("s").id.clone()),
         spec: spec(1, 1).into(),
         decision: queue(),
         request: None,

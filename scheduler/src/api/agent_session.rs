@@ -36,11 +36,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an agent may read nothing.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks for changes, for each instance that the node holds: a look costs about 0.3 µs each, so no session takes
-/// more than a thirtieth of a core, and a node of 1,000 sandboxes hears of a new one within 10 ms.
-const PUSH_PAUSE_EACH: Duration = Duration::from_micros(10);
-const MAX_PUSH_PAUSE: Duration = Duration::from_millis(500);
-
 /// Messages that wait for a slow agent; when they are full, its session waits too and nothing else does.
 const OUTBOUND_QUEUE: usize = 16;
 
@@ -89,7 +84,6 @@ impl AgentSessionService for AgentSessionApi {
             incarnation,
             leadership,
             pushed: Pushed::default(),
-            pushed_at: clock::monotonic(),
             keys: TokenKeys::default(),
             out,
         };
@@ -152,7 +146,6 @@ struct Session {
     leadership: watch::Receiver<Leadership>,
     /// What the agent has been told.
     pushed: Pushed,
-    pushed_at: Instant,
     keys: TokenKeys,
     out: mpsc::Sender<Result<OpenSessionResponse, Status>>,
 }
@@ -192,18 +185,13 @@ impl Session {
     async fn serve(&mut self, mut inbound: Streaming<OpenSessionRequest>) -> Result<(), End> {
         self.welcome().await?;
         self.push_changes().await?;
-        let mut due = None;
         loop {
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => self.receive(message).await?,
                     Ok(None) | Err(_) => return Ok(()),
                 },
-                () = self.registration.signals().changed.notified(), if due.is_none() => due = Some(self.next_push()),
-                () = sleep_until(due) => {
-                    due = None;
-                    self.push_changes().await?;
-                }
+                () = self.registration.signals().changed.notified() => self.push_changes().await?,
                 () = self.registration.signals().superseded.notified() => {
                     return Err(status::session_superseded(&self.node).into());
                 }
@@ -264,15 +252,10 @@ impl Session {
         self.send(open_session_response::Message::Welcome(welcome)).await
     }
 
-    /// What changed is found by looking at all that the node holds, so a node that holds much is looked at less often.
-    fn next_push(&self) -> Instant {
-        let held = u32::try_from(self.pushed.len()).unwrap_or(u32::MAX);
-        self.pushed_at + PUSH_PAUSE_EACH.saturating_mul(held).min(MAX_PUSH_PAUSE)
-    }
-
     /// Sends what changed since the last time, if anything did.
     async fn push_changes(&mut self) -> Result<(), End> {
-        self.pushed_at = clock::monotonic();
+        // Before the state: what it names is complete up to a generation that the state has reached.
+        let concerned = self.registration.signals().take_concerned();
         let state = self.controller.replica().state();
         let keys = token_keys(&state);
         if keys != self.keys {
@@ -280,7 +263,7 @@ impl Session {
             self.send(open_session_response::Message::TokenKeys(keys)).await?;
         }
         let (signer, sealer) = (self.controller.signer(), self.controller.sealer());
-        if let Some(message) = self.pushed.update(&state, &self.node, signer, sealer) {
+        if let Some(message) = self.pushed.update(&state, &self.node, &concerned, signer, sealer) {
             self.send(message).await?;
         }
         Ok(())
@@ -294,14 +277,6 @@ impl Session {
             () = self.controller.stopping() => Err(Closed),
             () = tokio::time::sleep(SEND_TIMEOUT) => Err(Closed),
         }
-    }
-}
-
-/// Never, when nothing is due.
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -14,6 +14,7 @@ use warren_proto::v1::{
 
 use crate::api::convert;
 use crate::clock;
+use crate::controller::sessions::Concerned;
 use crate::secrets::Sealer;
 use crate::signer::Signer;
 use crate::state::State;
@@ -31,71 +32,112 @@ const MAX_SOURCES: usize = 5;
 /// One instance of a sandbox.
 type Instance = (SandboxName, Epoch);
 
+/// What is to be done with it, and what it may reach.
+type Want = (Desired, Egress);
+
 /// What an agent has been told: nothing, or an assignment of some generation.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
     generation: Option<Generation>,
-    instances: BTreeMap<Instance, (Desired, Egress)>,
+    instances: BTreeMap<Instance, Want>,
+    /// Of these names something was left over when they were last looked at.
+    leftovers: BTreeSet<SandboxName>,
+}
+
+/// What an agent is to be told.
+#[derive(Debug, PartialEq)]
+struct News {
+    /// It knows the assignment of this generation; `None`: it is told everything.
+    base: Option<Generation>,
+    upserts: Vec<(Instance, Desired)>,
+    /// Names of which no instance is wanted any more.
+    removes: BTreeSet<SandboxName>,
 }
 
 impl Pushed {
-    /// How many instances the agent was told of.
-    pub(super) fn len(&self) -> usize {
-        self.instances.len()
-    }
-
-    /// The message that brings the agent up to date with `state`, if it is not, and remembers it as told.
+    /// The message that brings the agent up to date with `state`, if it is not, and remembers it as told. `concerned` was taken
+    /// before `state`.
     pub(super) fn update(
         &mut self,
         state: &State,
         id: &NodeId,
+        concerned: &Concerned,
         signer: &Signer,
         sealer: Option<&Sealer>,
     ) -> Option<Message> {
         let node = state.nodes.get(id)?;
-        if self.generation == Some(node.generation) {
-            return None;
-        }
-        let wanted = wanted(state, node);
+        let news = self.look(state, node, concerned)?;
         let writer = Writer { state, node, signer, sealer };
-        let message = match self.generation {
-            None => Message::Assignment(Assignment {
-                generation: node.generation.0,
-                sandboxes: wanted.iter().filter_map(|(instance, want)| writer.instance(instance, want.0)).collect(),
-            }),
+        let generation = node.generation.0;
+        let instances = news.upserts.iter().filter_map(|(instance, desired)| writer.instance(instance, *desired));
+        Some(match news.base {
+            None => Message::Assignment(Assignment { generation, sandboxes: instances.collect() }),
             Some(base) => Message::AssignmentDelta(AssignmentDelta {
                 base_generation: base.0,
-                generation: node.generation.0,
-                upserts: wanted
-                    .iter()
-                    .filter(|(instance, want)| self.instances.get(*instance) != Some(*want))
-                    .filter_map(|(instance, want)| writer.instance(instance, want.0))
-                    .collect(),
-                removes: self.gone(&wanted),
+                generation,
+                upserts: instances.collect(),
+                removes: news.removes.iter().map(ToString::to_string).collect(),
             }),
-        };
-        self.generation = Some(node.generation);
-        self.instances = wanted;
-        Some(message)
+        })
     }
 
-    /// Names of which no instance is wanted any more.
-    fn gone(&self, wanted: &BTreeMap<Instance, (Desired, Egress)>) -> Vec<String> {
-        let named: BTreeSet<&SandboxName> = wanted.keys().map(|(name, _)| name).collect();
-        let told: BTreeSet<&SandboxName> = self.instances.keys().map(|(name, _)| name).collect();
-        told.difference(&named).map(ToString::to_string).collect()
+    /// What changed since the last look. Only the names concerned are looked at where these are known to be all.
+    fn look(&mut self, state: &State, node: &Node, concerned: &Concerned) -> Option<News> {
+        let base = self.generation;
+        if base == Some(node.generation) {
+            return None;
+        }
+        let leftovers: BTreeSet<SandboxName> = node.leftovers.keys().map(|(name, _)| name.clone()).collect();
+        let names = if base.is_some() && concerned.are_all_up_to(node.generation) {
+            concerned.names().chain(&leftovers).chain(&self.leftovers).cloned().collect()
+        } else {
+            self.all_names(node, &leftovers)
+        };
+        let mut news = News { base, upserts: Vec::new(), removes: BTreeSet::new() };
+        for name in names {
+            self.look_at(state, node, name, &mut news);
+        }
+        self.generation = Some(node.generation);
+        self.leftovers = leftovers;
+        Some(news)
+    }
+
+    fn all_names(&self, node: &Node, leftovers: &BTreeSet<SandboxName>) -> BTreeSet<SandboxName> {
+        let told = self.instances.keys().map(|(name, _)| name);
+        told.chain(node.sandboxes.iter()).chain(leftovers).cloned().collect()
+    }
+
+    fn look_at(&mut self, state: &State, node: &Node, name: SandboxName, news: &mut News) {
+        let of_name = (name.clone(), Epoch(0))..=(name.clone(), Epoch(u64::MAX));
+        let told: BTreeMap<Instance, Want> =
+            self.instances.range(of_name).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let wanted = wanted(state, node, &name);
+        if wanted.is_empty() && !told.is_empty() {
+            news.removes.insert(name);
+        }
+        for instance in told.keys().filter(|instance| !wanted.contains_key(*instance)) {
+            self.instances.remove(instance);
+        }
+        for (instance, want) in wanted {
+            if told.get(&instance) != Some(&want) {
+                news.upserts.push((instance.clone(), want.0));
+                self.instances.insert(instance, want);
+            }
+        }
     }
 }
 
-/// What lives there, and what is left over there to be removed.
-fn wanted(state: &State, node: &Node) -> BTreeMap<Instance, (Desired, Egress)> {
-    let lives = node.sandboxes.iter().filter_map(|name| state.sandboxes.get(name));
-    let lives = lives.map(|sandbox| {
-        let egress = sandbox.settings().egress.clone();
-        ((sandbox.name.clone(), sandbox.epoch), (desired(&sandbox.life), egress))
-    });
-    let leftovers = node.leftovers.keys().map(|instance| (instance.clone(), (Desired::Removed, Egress::None)));
-    lives.chain(leftovers).collect()
+/// The instances of a sandbox that the node's assignment names: the one that lives there, and those left over there to be removed.
+fn wanted(state: &State, node: &Node, name: &SandboxName) -> BTreeMap<Instance, Want> {
+    let of_name = (name.clone(), Epoch(0))..=(name.clone(), Epoch(u64::MAX));
+    let leftovers = node.leftovers.range(of_name);
+    let mut all: BTreeMap<Instance, Want> =
+        leftovers.map(|(instance, _)| (instance.clone(), (Desired::Removed, Egress::None))).collect();
+    if let Some(sandbox) = state.sandboxes.get(name).filter(|sandbox| sandbox.life.node() == Some(&node.id)) {
+        let want = (desired(&sandbox.life), sandbox.settings().egress.clone());
+        all.entry((name.clone(), sandbox.epoch)).or_insert(want);
+    }
+    all
 }
 
 fn desired(life: &Life) -> Desired {
@@ -204,4 +246,92 @@ impl Writer<'_> {
 
 fn saturated(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::command::{Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase};
+    use crate::state::event::Position;
+    use crate::state::level::Level;
+    use crate::state::node::Condition;
+    use crate::state::node::testing::report;
+    use crate::state::sandbox::{Exit, SandboxSpec};
+    use crate::state::settings::Isolation;
+    use crate::state::testing::{name, node, resources, spec, with_node_and_template};
+
+    fn run(state: &mut State, body: Body) {
+        let index = state.revision + 1;
+        let command = Command { caller: Caller::system("test"), time: LogTime(index), body };
+        let _accepted_or_rejected = state.apply(index, &command);
+    }
+
+    fn any_body() -> impl Strategy<Value = Body> {
+        let sandbox = || prop::sample::select(vec!["x", "y", "z"]).prop_map(name);
+        let host = || prop::sample::select(vec!["a", "b"]).prop_map(node);
+        let egress = prop::sample::select(vec![Egress::None, Egress::Public]);
+        let condition = prop::sample::select(vec![Condition::Ready, Condition::Suspect, Condition::Down]);
+        let phase = prop::sample::select(vec![
+            Phase::Running,
+            Phase::Removed,
+            Phase::Orphan,
+            Phase::Failed { code: "X".into(), message: String::new() },
+            Phase::Exited { exit: Exit::default(), output_tail: vec![] },
+        ]);
+        prop_oneof![
+            4 => (sandbox(), host()).prop_map(|(sandbox, on)| {
+                let spec = SandboxSpec { isolation: Isolation::Freeze, ..spec(1, 1) };
+                Body::CreateSandbox { sandbox, spec: spec.into(), decision: Decision::Place(on), request: None }
+            }),
+            3 => (sandbox(), 0u64..6, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), node }),
+            2 => sandbox().prop_map(|sandbox| Body::DeleteSandbox { sandbox, request: None }),
+            2 => (sandbox(), egress).prop_map(|(sandbox, egress)| {
+                let change = Change { egress: Some(egress), ..Change::default() };
+                Body::UpdateSandbox { sandbox, change, if_revision: None, request: None }
+            }),
+            6 => (host(), sandbox(), 0u64..6, phase).prop_map(|(node, sandbox, epoch, phase)| {
+                let sandboxes = vec![Observed { sandbox, epoch: Epoch(epoch), phase }];
+                Body::Observe { node, incarnation: 1, observation: Observation { sandboxes, templates: None } }
+            }),
+            2 => (host(), condition).prop_map(|(node, to)| Body::SetNodeCondition { node, incarnation: 1, to }),
+            2 => (sandbox(), 0u64..6).prop_map(|(sandbox, epoch)| Body::RequeueSandbox { sandbox, epoch: Epoch(epoch) }),
+            1 => (host(), sandbox(), 0u64..6).prop_map(|(node, sandbox, epoch)| Body::StopOrphan { node, sandbox, epoch: Epoch(epoch) }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens and however often it is looked at, an agent that is told what changed knows what one that is told
+        /// everything does.
+        #[test]
+        fn what_changed_adds_up_to_the_whole(bodies in prop::collection::vec((any_body(), any::<bool>()), 1..60)) {
+            let mut state = with_node_and_template("a", resources(1000, 1000));
+            state.level = Level::SECOND;
+            run(&mut state, Body::RegisterNode { node: node("b"), report: report(1, resources(1000, 1000)) });
+            let mut told: BTreeMap<NodeId, Pushed> = BTreeMap::new();
+            let mut looked_at = Position::default();
+            let mut events = Vec::new();
+            for (body, looks) in bodies {
+                run(&mut state, body);
+                events.extend(state.events.after(looked_at, usize::MAX).unwrap());
+                looked_at = events.last().map_or(looked_at, |event| event.position);
+                if !looks {
+                    continue;
+                }
+                for id in ["a", "b"].map(node) {
+                    let (pushed, record) = (told.entry(id.clone()).or_default(), &state.nodes[&id]);
+                    let before = pushed.instances.clone();
+                    let news = pushed.look(&state, record, &Concerned::of(&events, &id, record.generation));
+                    let mut whole = Pushed::default();
+                    whole.look(&state, record, &Concerned::default());
+                    prop_assert_eq!(&pushed.instances, &whole.instances);
+                    let changed = pushed.instances.iter().filter(|(instance, want)| before.get(*instance) != Some(*want));
+                    let changed: Vec<_> = changed.map(|(instance, want)| (instance.clone(), want.0)).collect();
+                    prop_assert_eq!(news.map_or_else(Vec::new, |news| news.upserts), changed);
+                }
+                events.clear();
+            }
+        }
+    }
 }

@@ -36,6 +36,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an agent may read nothing.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Shortest time between two messages of changes: a burst of creates is a few messages, and one alone waits for nothing.
+const PUSH_PAUSE: Duration = Duration::from_millis(5);
+
 /// Messages that wait for a slow agent; when they are full, its session waits too and nothing else does.
 const OUTBOUND_QUEUE: usize = 16;
 
@@ -84,6 +87,7 @@ impl AgentSessionService for AgentSessionApi {
             incarnation,
             leadership,
             pushed: Pushed::default(),
+            pushed_at: clock::monotonic(),
             keys: TokenKeys::default(),
             out,
         };
@@ -146,6 +150,7 @@ struct Session {
     leadership: watch::Receiver<Leadership>,
     /// What the agent has been told.
     pushed: Pushed,
+    pushed_at: Instant,
     keys: TokenKeys,
     out: mpsc::Sender<Result<OpenSessionResponse, Status>>,
 }
@@ -185,13 +190,20 @@ impl Session {
     async fn serve(&mut self, mut inbound: Streaming<OpenSessionRequest>) -> Result<(), End> {
         self.welcome().await?;
         self.push_changes().await?;
+        let mut due = None;
         loop {
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => self.receive(message).await?,
                     Ok(None) | Err(_) => return Ok(()),
                 },
-                () = self.registration.signals().changed.notified() => self.push_changes().await?,
+                () = self.registration.signals().changed.notified(), if due.is_none() => {
+                    due = Some(self.pushed_at + PUSH_PAUSE);
+                }
+                () = sleep_until(due) => {
+                    due = None;
+                    self.push_changes().await?;
+                }
                 () = self.registration.signals().superseded.notified() => {
                     return Err(status::session_superseded(&self.node).into());
                 }
@@ -254,6 +266,7 @@ impl Session {
 
     /// Sends what changed since the last time, if anything did.
     async fn push_changes(&mut self) -> Result<(), End> {
+        self.pushed_at = clock::monotonic();
         // Before the state: what it names is complete up to a generation that the state has reached.
         let concerned = self.registration.signals().take_concerned();
         let state = self.controller.replica().state();
@@ -277,6 +290,14 @@ impl Session {
             () = self.controller.stopping() => Err(Closed),
             () = tokio::time::sleep(SEND_TIMEOUT) => Err(Closed),
         }
+    }
+}
+
+/// Never, when nothing is due.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

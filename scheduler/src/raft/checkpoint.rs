@@ -3,6 +3,7 @@
 //! A file is written under a temporary name, synced, renamed, and the directory synced; only then does it count. Records carry
 //! their length and CRC, the last one says how many stand before it: a file that was cut off or changed is found out.
 
+mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pace::Paced;
 use prost::Message;
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_checkpoint_record::Record;
@@ -27,7 +29,7 @@ use crate::state::event::{EventRing, Position};
 use crate::state::node::Node;
 use crate::state::sandbox::Sandbox;
 use crate::state::template::Template;
-use crate::state::tenant::Tenant;
+use crate::state::tenant::{self, Tenant};
 use warren_proto::ids::Epoch;
 
 /// Checkpoints that stay on disk: the newest, and the one before it should the newest turn out damaged.
@@ -38,6 +40,9 @@ const MAX_RECORD_BYTES: u32 = 64 << 20;
 
 /// Bytes of events in a checkpoint (rule 11 of the design).
 const MAX_EVENT_BYTES: usize = 64 << 20;
+
+/// Records are written together: each is a few hundred bytes.
+const BUFFER_BYTES: usize = 64 << 10;
 
 const PREFIX: &str = "checkpoint-";
 const SUFFIX: &str = ".warren";
@@ -196,11 +201,11 @@ fn open_file(path: &Path) -> io::Result<CheckpointFile> {
 /// Writes and syncs a whole checkpoint.
 pub(super) fn write_file(path: &Path, state: &State, meta: &CheckpointMeta) -> Result<File, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let mut writer = RecordWriter { out: BufWriter::new(File::create(path).map_err(io)?), records: 0 };
+    let file = Paced::new(File::create(path).map_err(io)?);
+    let mut writer = RecordWriter { out: BufWriter::with_capacity(BUFFER_BYTES, file), records: 0 };
     write_records(&mut writer, state, meta).map_err(io)?;
     let file = writer.out.into_inner().map_err(|error| io(error.into_error()))?;
-    file.sync_all().map_err(io)?;
-    Ok(file)
+    file.finish().map_err(io)
 }
 
 struct RecordWriter<W> {
@@ -360,7 +365,10 @@ impl Builder {
                 // Counted anew as the sandboxes come.
                 state.tenants.insert(id, Tenant { sandboxes: 0, ..tenant });
             }
-            Record::Sandbox(sandbox) => drop(state.put_sandbox(Arc::new(Sandbox::try_from(sandbox)?))),
+            Record::Sandbox(sandbox) => {
+                let sandbox = sharing(state, Sandbox::try_from(sandbox)?);
+                state.put_sandbox(Arc::new(sandbox));
+            }
             Record::Answer(answer) => {
                 let (scope, id, answer) = answer_from(answer)?;
                 state.requests.insert(scope, id, answer);
@@ -386,6 +394,19 @@ impl Builder {
         self.state.set_members(voters, learners);
         Ok((self.state, meta))
     }
+}
+
+/// The sandbox, with its names as the state holds them already: a million of them do not hold each its own.
+fn sharing(state: &mut State, mut sandbox: Sandbox) -> Sandbox {
+    sandbox.name = tenant::shared_name(state, &sandbox.name);
+    if let Some((template, _)) = state.templates.get_key_value(&sandbox.spec.template) {
+        Arc::make_mut(&mut sandbox.spec).template = template.clone();
+    }
+    let node = sandbox.life.node().and_then(|id| state.nodes.get_mut(id));
+    if let Some(node) = node.filter(|node| node.sandboxes.contains(&sandbox.name)) {
+        Arc::make_mut(node).sandboxes.insert(sandbox.name.clone());
+    }
+    sandbox
 }
 
 fn read_header(state: &mut State, header: pb::StoredCheckpointHeader) -> Result<CheckpointMeta, CodecError> {

@@ -95,6 +95,12 @@ pub fn quota_of(state: &State, id: &TenantId) -> Quota {
     state.tenants.get(id).and_then(|tenant| tenant.quota).or(state.region.default_quota).unwrap_or_default()
 }
 
+/// The same name, with the tenant's id as its record holds it: a million sandboxes do not hold it each for itself.
+pub fn shared_name(state: &State, name: &SandboxName) -> SandboxName {
+    let known = state.tenants.get_key_value(&name.tenant);
+    known.map_or_else(|| name.clone(), |(tenant, _)| SandboxName::new(tenant.clone(), name.id.clone()))
+}
+
 /// Keeps a tenant's counts over the change of one of its sandboxes; `None`: it is not there.
 pub(super) fn recount(state: &mut State, before: Option<&Sandbox>, after: Option<&Sandbox>) {
     let counts = |sandbox: &Sandbox| {

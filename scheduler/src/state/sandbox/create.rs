@@ -71,6 +71,7 @@ fn create_one(
         return Err(Rejected::LimitReached { what: "the table of sandboxes", limit: MAX_SANDBOXES });
     }
     tenant::admit(state, name, spec.resources)?;
+    let name = &tenant::shared_name(state, name);
     template::count_user(state, &spec.template, 1);
     let mut sandbox = Sandbox {
         name: name.clone(),

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use warren_chaos::client::{Client, Watcher, small_sandbox};
+use warren_chaos::client::{Client, Watcher};
 use warren_chaos::cluster::{Options, Server};
+use warren_proto::v1::WatchSandboxesResponse;
 use warren_proto::v1::watch_sandboxes_response::Kind;
-use warren_proto::v1::{Sandbox, WatchSandboxesResponse};
 
-use crate::{create_many, delete_all, scenario};
+use crate::{create_many, delete_all, scenario, without_room};
 
 /// A client that hears nothing for so long may take a connection for broken: it pings after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -96,13 +96,6 @@ fn a_watch_goes_on_over_the_installation_of_a_checkpoint_without_a_gap() {
         ensure!(created.len() == names.len(), "{} of {} creates were told", created.len(), names.len());
         delete_all(&client, &names).await
     });
-}
-
-/// It fits on no node: nothing but the ledger is at work.
-fn without_room() -> Sandbox {
-    let mut huge = small_sandbox();
-    huge.resources.get_or_insert_default().memory_bytes = 1 << 40;
-    huge
 }
 
 /// Creates sandboxes until the leader's log no longer holds what is the newest in it now. A purge waits for entries that are

@@ -132,6 +132,8 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let mut backoff = Backoff::new(self.endpoints.len(), deadline);
+        // How the last attempt failed, unless it was only cut short by the deadline: that says less.
+        let mut last = None;
         loop {
             let at = self.preferred.load(Ordering::Relaxed);
             let (address, channel) = &self.endpoints[at % self.endpoints.len()];
@@ -139,16 +141,20 @@ impl Client {
             let status = match tokio::time::timeout(patience, call(channel.clone())).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_elapsed) => Status::unavailable(format!("no answer within {patience:.1?}")),
+                Err(_elapsed) => match last.take() {
+                    Some(failure) if patience < ATTEMPT_TIMEOUT => return Err(failure),
+                    _ => Status::unavailable(format!("no answer within {patience:.1?}")),
+                },
             };
             if !is_transient(&status) {
                 return Err(status.into());
             }
             // Only the first of many calls that failed there moves on.
             let _moved = self.preferred.compare_exchange(at, at.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
-            let Some(pause) = backoff.pause(&status) else {
-                return Err(Failure::GaveUp { endpoint: address.clone(), status: Box::new(status) });
-            };
+            let pause = backoff.pause(&status);
+            let failure = Failure::GaveUp { endpoint: address.clone(), status: Box::new(status) };
+            let Some(pause) = pause else { return Err(failure) };
+            last = Some(failure);
             tokio::time::sleep(pause).await;
         }
     }

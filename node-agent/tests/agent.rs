@@ -56,7 +56,7 @@ async fn wait_ready(agent: &Agent) {
         while !(agent.membership.is_registered()
             && agent.membership.lease_remaining(warren_node_agent::clock::BootInstant::now()).is_some())
         {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, ready).await.expect("never ready");
@@ -206,7 +206,7 @@ async fn a_removal_that_the_driver_refuses_is_tried_again() {
     lab.peer.assign(2, &[removed("a", 1)]).await;
     let tried_twice = async {
         while lab.driver.log().iter().filter(|entry| *entry == "remove a@1").count() < 2 {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, tried_twice).await.expect("never tried again");
@@ -256,7 +256,7 @@ async fn a_leader_that_is_deposed_names_the_next_and_a_dead_scheduler_is_no_obst
 
 #[tokio::test]
 async fn a_lapse_of_the_lease_stops_nothing_and_the_agent_looks_for_another_leader() {
-    let scheduler = Scheduler::start(Manner { lease_ms: 300, ..Manner::default() }).await;
+    let scheduler = Scheduler::start(Manner { lease_ms: 3000, ..Manner::default() }).await;
     let driver = FakeDriver::default();
     driver.set(&instance("a", 1), Some(Presence::Running));
     let directory = tempfile::tempdir().unwrap();
@@ -362,7 +362,7 @@ async fn an_agent_killed_in_the_middle_of_a_start_clears_up_and_reports_it() {
     lab.peer.assign(1, &[running("half", 1), running("nothing", 1)]).await;
     let both_begun = async {
         while lab.driver.log().len() < 2 {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, both_begun).await.expect("never begun");

@@ -302,7 +302,7 @@ async fn probes_and_metrics_say_how_it_is() {
     lab.peer.until_phase("b", 1, Phase::Running).await;
     let ready = async {
         while !get(&lab.agent, "/readyz").await.starts_with("HTTP/1.1 200") {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, ready).await.expect("never ready");

@@ -26,7 +26,8 @@ use warren_proto::v1::template_data_service_client::TemplateDataServiceClient;
 use warren_proto::v1::token_claims::Scope;
 use warren_proto::v1::*;
 
-const LEASE_MS: i64 = 1500;
+/// Several of them pass in a test; a renewal that is late on a busy host is still in time.
+const LEASE_MS: i64 = 3000;
 
 /// A scheduler, a data directory, and the agent's process on it. Whatever happens nothing is left of it.
 struct Lab {
@@ -165,7 +166,7 @@ impl Drop for Lab {
 async fn eventually(what: &str, so: impl Fn() -> bool) {
     let wait = async {
         while !so() {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
@@ -174,7 +175,9 @@ async fn eventually(what: &str, so: impl Fn() -> bool) {
 /// Waits until three leases are over.
 async fn three_leases() {
     let begun = BootInstant::now();
-    eventually("three leases", || BootInstant::now().since(begun).as_millis() > 3 * LEASE_MS as u128).await;
+    while BootInstant::now().since(begun).as_millis() <= 3 * LEASE_MS as u128 {
+        look_again().await;
+    }
 }
 
 /// A root file system with a shell; `None`, said aloud, where the host has not what it takes.
@@ -315,14 +318,20 @@ async fn simulated_sandboxes_freeze_and_thaw_by_the_same_rules() {
     lab.scheduler.grants.store(false, std::sync::atomic::Ordering::SeqCst);
     eventually("it is frozen", || is_frozen(&lab)).await;
     lab.scheduler.grants.store(true, std::sync::atomic::Ordering::SeqCst);
+    // Sessions in which no renewal was granted in time end; all that came are kept, since dropping one would end it.
+    let mut peers = Vec::new();
     let contact = async {
         while is_frozen(&lab) {
-            // Sessions in which no renewal was granted in time end.
-            lab.scheduler.peer().await.assign(2, &one).await;
+            tokio::select! {
+                peer = lab.scheduler.peer() => {
+                    peer.offer(2, &one).await;
+                    peers.push(peer);
+                }
+                () = look_again() => {}
+            }
         }
     };
-    let _ = timeout(std::time::Duration::from_millis(3 * LEASE_MS as u64), contact).await;
-    eventually("it is thawed", || !is_frozen(&lab)).await;
+    timeout(PATIENCE, contact).await.expect("never thawed");
     lab.clean().await;
 }
 

@@ -26,6 +26,10 @@ use warren_proto::v1::sandbox_observation::Phase;
 
 const AGENTS: usize = 50;
 
+/// Three renewals fit into the patience of a test, and a change of leader fits into a lease also where 50 agents share two cores
+/// with other tests.
+const LEASE_MS: i64 = 12_000;
+
 fn config(scheduler: &Scheduler) -> FleetConfig {
     FleetConfig {
         count: AGENTS,
@@ -43,7 +47,7 @@ fn config(scheduler: &Scheduler) -> FleetConfig {
 async fn until(fleet: &Fleet, what: &str, there: impl Fn(&FleetCounts) -> bool) {
     let wait = async {
         while !there(&fleet.counts()) {
-            tokio::task::yield_now().await;
+            look_again().await;
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {what}: {:?}", fleet.counts()));
@@ -65,7 +69,7 @@ async fn settle(scheduler: &Scheduler) -> Vec<Peer> {
 
 #[tokio::test]
 async fn fifty_agents_register_run_renew_and_follow_the_leader() {
-    let scheduler = Scheduler::start(Manner { lease_ms: 3000, ..Manner::default() }).await;
+    let scheduler = Scheduler::start(Manner { lease_ms: LEASE_MS, ..Manner::default() }).await;
     let fleet = Fleet::start(config(&scheduler)).await.unwrap();
     let peers = settle(&scheduler).await;
     let names: BTreeSet<&String> = peers.iter().map(|peer| &peer.hello.node).collect();

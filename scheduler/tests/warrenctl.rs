@@ -7,6 +7,8 @@
 
 #[path = "warrenctl/agent.rs"]
 mod agent;
+#[path = "warrenctl/broken.rs"]
+mod broken;
 #[path = "warrenctl/executing.rs"]
 mod executing;
 #[path = "warrenctl/failing.rs"]

@@ -13,6 +13,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tonic::transport::Channel;
@@ -65,10 +66,18 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_within(retry::ATTEMPT_PATIENCE, attempt).await
+    }
+
+    /// The same, where one attempt may take so long.
+    async fn call_within<T, F>(&self, patience: Duration, attempt: impl Fn(Channel) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let mut attempts = Attempts::default();
         loop {
             let at = self.shared.current.load(Ordering::Relaxed);
-            let outcome = retry::in_time(attempt(self.scheduler(at))).await;
+            let outcome = retry::within(patience, attempt(self.scheduler(at))).await;
             match outcome {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => attempts.after(status).await?,

@@ -18,6 +18,9 @@ use super::Client;
 /// Between two looks at the region: there is no watch of members and nodes.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
+/// Longest that one attempt to hand over may take: more than the 10 s that a scheduler gives it.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Looks before giving up: a minute.
 const LOOKS: u32 = 600;
 
@@ -52,7 +55,8 @@ impl Client {
     /// Makes a voter the leader.
     pub async fn transfer_leadership(&self, replica_id: u64) -> Result<TransferLeadershipResponse, Status> {
         let request = TransferLeadershipRequest { replica_id };
-        self.call(|channel| async move { ClusterServiceClient::new(channel).transfer_leadership(request).await }).await
+        let transfer = |channel| async move { ClusterServiceClient::new(channel).transfer_leadership(request).await };
+        self.call_within(TRANSFER_PATIENCE, transfer).await
     }
 
     /// What is wrong with the state of the replica that answers.

@@ -7,7 +7,7 @@ use warren_proto::error::{reason_of, retry_after_of};
 use warren_proto::v1::ErrorReason;
 
 /// Longest that one attempt may take: a stopped process answers nothing, and another replica may.
-const ATTEMPT_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const ATTEMPT_PATIENCE: Duration = Duration::from_secs(5);
 /// Attempts before giving up: at least 20 s, many elections long.
 const MAX_ATTEMPTS: u32 = 200;
 /// Pause where the server names none.
@@ -48,9 +48,17 @@ impl Attempts {
 
 /// The outcome of one attempt, or DEADLINE_EXCEEDED.
 pub(super) async fn in_time<T>(attempt: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    match tokio::time::timeout(ATTEMPT_PATIENCE, attempt).await {
+    within(ATTEMPT_PATIENCE, attempt).await
+}
+
+/// As [`in_time`], for what may take longer.
+pub(super) async fn within<T>(
+    patience: Duration,
+    attempt: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(patience, attempt).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {ATTEMPT_PATIENCE:?}"))),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {patience:?}"))),
     }
 }
 

@@ -22,6 +22,7 @@ use futures::{StreamExt, TryStreamExt};
 use warren_chaos::client::{Client, small_sandbox};
 use warren_chaos::cluster::{self, Cluster, Options};
 use warren_chaos::image::Image;
+use warren_proto::v1::Sandbox;
 
 /// A scenario that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -81,4 +82,11 @@ async fn delete_all(client: &Client, names: &[String]) -> anyhow::Result<()> {
         .try_collect::<Vec<_>>()
         .await?;
     client.await_gone(names).await
+}
+
+/// It fits on no node: nothing but the ledger is at work.
+fn without_room() -> Sandbox {
+    let mut huge = small_sandbox();
+    huge.resources.get_or_insert_default().memory_bytes = 1 << 40;
+    huge
 }

@@ -1,14 +1,20 @@
 //! An operator's day: the real `warrenctl` against a real region.
 
+use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use warren_chaos::cluster::{Cluster, Options};
+use anyhow::{Context, bail, ensure};
+use warren_chaos::cluster::{Cluster, Options, Server};
 
 use crate::scenario;
 
 /// What must not be in a bundle.
 const SECRET: &str = "correct-horse-battery-staple";
+
+/// Between two looks, and looks before giving up: half a minute.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+const LOOKS: u32 = 150;
 
 fn ctl(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<Output> {
     let endpoints = cluster.endpoints().join(",");
@@ -24,23 +30,74 @@ fn done(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
     Ok(printed.into_owned())
 }
 
+/// Runs it again and again until it prints what is wanted: what a leader hears of others may be late by a heartbeat.
+pub async fn eventually(
+    what: &str,
+    mut look: impl FnMut() -> anyhow::Result<Output>,
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    let mut last = None;
+    for _ in 0..LOOKS {
+        let output = look()?;
+        if output.status.success() && wanted(&String::from_utf8_lossy(&output.stdout)) {
+            return Ok(());
+        }
+        last = Some(output);
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    bail!("{what}: never; last {last:?}")
+}
+
 #[test]
 fn every_operators_command_works_on_a_real_region() {
     let options = Options { secrets: true, ..Options::default() };
     scenario("operators", options, async |cluster| {
         let client = cluster.client()?;
         client.await_status("the second level", |status| status.level == 2).await?;
-        look_around(cluster)?;
+        look_around(cluster).await?;
         sandboxes(cluster)?;
         nodes_and_tenants(cluster).await?;
         pauses(cluster)?;
         bundle_and_backup(cluster)?;
-        done(cluster, &["sandbox", "delete", "--all", "--wait"]).map(drop)
+        done(cluster, &["sandbox", "delete", "--all", "--wait"])?;
+        without_a_leader(cluster).await
     });
 }
 
-fn look_around(cluster: &Cluster) -> anyhow::Result<()> {
-    ensure!(done(cluster, &["server", "health"])?.starts_with("healthy: 3 of 3"), "not healthy");
+/// Two of three schedulers are gone: what is left can be looked at, and it is said what is missing.
+async fn without_a_leader(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let left = cluster.follower().await?;
+    for gone in (0..3).filter(|at| *at != left) {
+        cluster.kill(Server::Scheduler(gone))?;
+    }
+    let bundle = cluster.scratch("leaderless.tar.gz").display().to_string();
+    for arguments in [
+        &["status"][..],
+        &["raft", "status"],
+        &["raft", "hash"],
+        &["check"],
+        &["doctor"],
+        &["debug", "bundle", &bundle],
+    ] {
+        // Only the one that is left is named: it knows the others.
+        let only = ["--endpoints", &cluster.endpoints()[left]];
+        let output = Command::new(cluster.ctl()).args(only).args(arguments).output()?;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.code() == Some(5), "{arguments:?}: {output:?}");
+        ensure!(said.contains("1 of 3 voters answer and 2 must"), "{arguments:?}: {said}");
+    }
+    let listed = Command::new("tar").args(["-xzOf", &bundle]).output()?;
+    let text = String::from_utf8_lossy(&listed.stdout);
+    ensure!(
+        text.contains("warren_raft_has_leader") && text.contains("nodes/chaos-"),
+        "not what is left is in the bundle"
+    );
+    cluster.restart_all().await
+}
+
+async fn look_around(cluster: &Cluster) -> anyhow::Result<()> {
+    let all_heard = |said: &str| said.starts_with("healthy: 3 of 3");
+    eventually("healthy", || ctl(cluster, &["server", "health"]), all_heard).await?;
     ensure!(done(cluster, &["server", "members"])?.contains("LEADER"), "no leader");
     ensure!(done(cluster, &["raft", "status"])?.lines().count() == 4, "not three replicas");
     done(cluster, &["raft", "hash"])?;
@@ -135,5 +192,24 @@ fn bundle_and_backup(cluster: &Cluster) -> anyhow::Result<()> {
     let again = ctl(cluster, &["server", "backup", &file])?;
     ensure!(again.status.code() == Some(2), "a backup was overwritten");
     ensure!(std::fs::metadata(&backup)?.len() > 1000, "an empty backup");
+    check_backup(cluster, &backup)
+}
+
+/// The rules over a backup: no region is asked, and what is damaged is not called well.
+fn check_backup(cluster: &Cluster, backup: &Path) -> anyhow::Result<()> {
+    let file = backup.display().to_string();
+    ensure!(
+        done(cluster, &["check", &file])?.starts_with(&format!("{file}: all rules hold at revision ")),
+        "not checked"
+    );
+    let whole = std::fs::read(backup)?;
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for damaged in [&flipped[..], &whole[..whole.len() - 1]] {
+        std::fs::write(backup, damaged)?;
+        let said = ctl(cluster, &["check", &file])?;
+        let damage = String::from_utf8_lossy(&said.stderr).contains("is damaged");
+        ensure!(said.status.code() == Some(1) && said.stdout.is_empty() && damage, "{said:?}");
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use warren_proto::client::{ClientTls, TlsFiles, channel};
 use warren_proto::v1::GetClusterStatusRequest;
 use warren_proto::v1::cluster_service_client::ClusterServiceClient;
 
+use crate::operators::eventually;
 use crate::{create_many, delete_all, scenario};
 
 /// Replicas vote, followers forward, agents hold sessions, fetch templates and serve execs: all by TLS, also after a leader is
@@ -40,17 +41,17 @@ fn a_region_speaks_tls_between_all_of_its_parts_and_to_nobody_without_a_certific
         cluster.restart(Server::Scheduler(leader)).await?;
         client.await_running(&names).await?;
 
-        let shown = Command::new(cluster.ctl())
-            .args(["--endpoints", &cluster.endpoints().join(","), "server", "health"])
-            .args(
-                [(&files.ca, "--tls-ca"), (&files.certificate, "--tls-cert"), (&files.key, "--tls-key")]
-                    .iter()
-                    .flat_map(|(file, flag)| {
-                        file.iter().flat_map(|file| [(*flag).to_owned(), file.display().to_string()])
-                    }),
-            )
-            .output()?;
-        ensure!(shown.stdout.starts_with(b"healthy: 3 of 3"), "{shown:?}");
+        let (endpoints, ctl) = (cluster.endpoints().join(","), cluster.ctl().to_owned());
+        let health = || {
+            let mut command = Command::new(&ctl);
+            command.args(["--endpoints", &endpoints, "server", "health"]);
+            for (file, flag) in [(&files.ca, "--tls-ca"), (&files.certificate, "--tls-cert"), (&files.key, "--tls-key")]
+            {
+                command.args(file.iter().flat_map(|file| [flag.to_owned(), file.display().to_string()]));
+            }
+            command.output().context("run warrenctl")
+        };
+        eventually("healthy", health, |said| said.starts_with("healthy: 3 of 3")).await?;
         delete_all(&client, &names).await
     });
 }

@@ -104,7 +104,7 @@ fn signals_reach_an_execution_and_letting_go_kills_it() {
         });
         let ready = world.dir.path().join("oci/instances/acme.a.1/upper/var/ready");
         while !ready.exists() {
-            tokio::task::yield_now().await;
+            crate::world::look_again().await;
         }
         task.abort();
         let gone = "for i in $(seq 100); do ps -o args | grep -q '[s]leep 100[12]' || exit 0; sleep 0.1; done; exit 1";

@@ -21,7 +21,7 @@ fn a_frozen_group_holds_all_of_its_instances_and_each_can_still_be_frozen_and_re
         let free = world.start("free", &[]).await;
         assert!(driver.is_fenced(&a.key) && !driver.is_fenced(&free));
         while !switch.set(true).expect("throws") {
-            tokio::task::yield_now().await;
+            crate::world::look_again().await;
         }
         let refused = driver.exec(&a.key, &sh("true")).await;
         assert!(matches!(refused, Err(DriverError::NotRunning { .. })));

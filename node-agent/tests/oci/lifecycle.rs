@@ -42,7 +42,7 @@ fn what_runs_while_frozen_does_not_progress() {
         let key = world.start("a", &["/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /var/n; done"]).await;
         let counter = world.dir.path().join("oci/instances/acme.a.1/upper/var/n");
         while !counter.exists() {
-            tokio::task::yield_now().await;
+            crate::world::look_again().await;
         }
         world.driver.freeze(&key).await.expect("freezes");
         let seen = fs::read(&counter).expect("reads");

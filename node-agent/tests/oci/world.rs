@@ -26,6 +26,11 @@ pub struct World {
     pub driver: Arc<OciDriver>,
 }
 
+/// Waits until it is time to look again at a file: looking without a pause takes the processor from who writes it.
+pub async fn look_again() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
 /// Runs `test` once for each runtime that is here, each time in a world of its own, and checks that nothing is left of it.
 pub fn with_each_runtime<F: Future<Output = ()> + Send + 'static>(test: &str, run: impl Fn(Arc<World>) -> F) {
     if !rustix::process::geteuid().is_root() {

@@ -31,6 +31,15 @@ pub use scheduler::{Peer, Scheduler};
 /// Nothing here takes longer, unless it never happens.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two looks at something that tells nobody when it changes: a file, another process, a counter. Looking without a
+/// pause takes the processor from what is waited for.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until it is time to look again.
+pub async fn look_again() {
+    tokio::time::sleep(LOOK_PAUSE).await;
+}
+
 pub const LEDGER: &str = "ledger-1";
 pub const KEY_ID: u64 = 1;
 

@@ -171,6 +171,13 @@ impl Peer {
         self.send(Down::Assignment(Assignment { generation, sandboxes: sandboxes.to_vec() })).await;
     }
 
+    /// The same to a session that may have ended meanwhile.
+    pub async fn offer(&self, generation: u64, sandboxes: &[AssignedSandbox]) {
+        let assignment = Assignment { generation, sandboxes: sandboxes.to_vec() };
+        let message = OpenSessionResponse { message: Some(Down::Assignment(assignment)) };
+        let _ended = self.down.send(Ok(message)).await;
+    }
+
     pub async fn delta(&self, base: u64, generation: u64, upserts: &[AssignedSandbox], removes: &[String]) {
         self.send(Down::AssignmentDelta(AssignmentDelta {
             base_generation: base,

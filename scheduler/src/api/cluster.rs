@@ -106,6 +106,7 @@ impl ClusterService for ClusterApi {
             sync_count: own.sync_count,
             disk_used_percent: u32::try_from(self.controller.disk().percent()).unwrap_or(100),
             clock: Some(convert::timestamp(clock::log_time())),
+            purged_index: own.purged_index,
         }))
     }
 

@@ -73,6 +73,11 @@ pub fn restore(backup: &Path, data_dir: &Path, id: ReplicaId, member: Member) ->
     begin(loaded.state, last, data_dir, id, member, None)
 }
 
+/// The state that a backup or a checkpoint holds, for who wants to look at it without a replica.
+pub fn read_backup(file: &Path) -> Result<State, CheckpointError> {
+    checkpoint::read(file).map(|loaded| loaded.state)
+}
+
 /// Makes a new ledger of one replica out of all that one surviving replica has, committed or not: what was acknowledged and lies
 /// on its disk is not lost. Its earlier content is kept beside.
 pub fn recover_quorum(data_dir: &Path, id: ReplicaId, member: Member) -> Result<Renewed, OfflineError> {

@@ -69,7 +69,7 @@ async fn a_sandbox_that_is_about_to_run_is_waited_for() {
 #[tokio::test]
 async fn when_warren_fails_the_exit_code_is_125() {
     let fake = Fake::start().await;
-    let exec = ["--timeout", "300ms", "sandbox", "exec", "x", "--", "say"];
+    let exec = ["--timeout", "10s", "sandbox", "exec", "x", "--", "say"];
     for (method, failure) in [
         ("connect", error(Code::NotFound, ErrorReason::SandboxNotFound, "there is no x")),
         ("connect", error(Code::FailedPrecondition, ErrorReason::SandboxState, "x is STOPPED")),
@@ -98,7 +98,7 @@ async fn what_has_started_is_not_started_again() {
 async fn an_agent_that_cannot_be_reached_is_exit_code_125() {
     let fake = Fake::start().await;
     fake.book().agent = Some(silent_endpoint().await);
-    let ran = ctl(&fake, &["--timeout", "200ms", "sandbox", "exec", "x", "--", "say"]).await;
+    let ran = ctl(&fake, &["--timeout", "2s", "sandbox", "exec", "x", "--", "say"]).await;
     assert_eq!(ran.code, 125, "{ran:?}");
     assert!(ran.stderr.contains("cannot connect to the node agent at 127.0.0.1:"), "{ran:?}");
 }

@@ -30,6 +30,10 @@ pub struct Book {
     pub nodes: Vec<Node>,
     pub templates: Vec<Template>,
     pub status: GetClusterStatusResponse,
+    /// What it says of itself as a replica.
+    pub replica: GetReplicaStatusResponse,
+    /// What its check of the state finds.
+    pub violations: Vec<String>,
     /// Everything that a watch tells; a token is a position in it.
     pub events: Vec<WatchSandboxesResponse>,
     /// What becomes of a sandbox that is created, after STARTING.
@@ -104,7 +108,15 @@ impl Fake {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let region = Region { book: Arc::default(), changed: Arc::default(), address: address.clone() };
+        let replica = GetReplicaStatusResponse {
+            replica_id: 3,
+            version: "0.1.0".into(),
+            term: 9,
+            applied_index: 41,
+            ..Default::default()
+        };
+        let book = Arc::new(Mutex::new(Book { replica, ..Book::default() }));
+        let region = Region { book, changed: Arc::default(), address: address.clone() };
         let stop = CancellationToken::new();
         let (r, stopped) = (|| region.clone(), stop.clone());
         let server = Server::builder()

@@ -57,18 +57,21 @@ impl ClusterService for Region {
     }
 
     async fn check_state(&self, _: Request<CheckStateRequest>) -> Result<Response<CheckStateResponse>, Status> {
-        Err(not_faked())
+        self.check("check")?;
+        Ok(Response::new(CheckStateResponse { revision: 41, violations: self.book().violations.clone() }))
     }
 
     async fn get_debug_info(&self, _: Request<GetDebugInfoRequest>) -> Result<Response<GetDebugInfoResponse>, Status> {
-        Err(not_faked())
+        let config = [("lease_ms".to_owned(), "10000".to_owned())].into();
+        Ok(Response::new(GetDebugInfoResponse { config, metrics: "warren_raft_has_leader 0\n".into() }))
     }
 
     async fn get_cluster_status(
         &self,
-        _: Request<GetClusterStatusRequest>,
+        request: Request<GetClusterStatusRequest>,
     ) -> Result<Response<GetClusterStatusResponse>, Status> {
-        self.check("status")?;
+        let stale = request.metadata().contains_key("warren-consistency");
+        self.check(if stale { "stale status" } else { "status" })?;
         Ok(Response::new(self.book().status.clone()))
     }
 
@@ -77,13 +80,7 @@ impl ClusterService for Region {
         _: Request<GetReplicaStatusRequest>,
     ) -> Result<Response<GetReplicaStatusResponse>, Status> {
         self.check("replica")?;
-        Ok(Response::new(GetReplicaStatusResponse {
-            replica_id: 3,
-            version: "0.1.0".into(),
-            term: 9,
-            applied_index: 41,
-            ..Default::default()
-        }))
+        Ok(Response::new(self.book().replica.clone()))
     }
 }
 

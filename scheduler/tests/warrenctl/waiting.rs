@@ -71,7 +71,7 @@ async fn a_wait_that_takes_too_long_says_why() {
     let fake = Fake::start().await;
     let reason = Some(StateReason { code: "SHORT_OF_CPU".into(), message: "no node has 0.25 vCPU free".into() });
     fake.book().fate = becoming(SandboxState::Pending).map(|sandbox| Sandbox { reason, ..sandbox });
-    let ran = ctl(&fake, &[&CREATE[..], &["--wait=300ms", "-o", "name"]].concat()).await;
+    let ran = ctl(&fake, &[&CREATE[..], &["--wait=3s", "-o", "name"]].concat()).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (5, "tenants/default/sandboxes/x\n"), "{ran:?}");
     let expected =
         "error: timed out: tenants/default/sandboxes/x is PENDING: SHORT_OF_CPU: no node has 0.25 vCPU free\n";

@@ -13,10 +13,9 @@ use prost::Message;
 use warren_proto::v1::{GetDebugInfoRequest, ListSandboxesRequest, Sandbox};
 
 use crate::client::{Client, PAGE_SIZE, cluster, sandboxes, within};
-use crate::failure::{Failure, in_full};
+use crate::failure::{Failure, UNAVAILABLE, in_full};
 use crate::output::{Format, Output};
-use crate::raft::{checks, replicas};
-use crate::status::cluster_status;
+use crate::replicas::{Answer, group};
 use crate::{node, tenant};
 
 /// Pages of sandboxes in a bundle: the newest would be better, but the first are enough to see what they look like.
@@ -28,52 +27,70 @@ Left out of this bundle: environments, secrets, command lines, annotations and o
 
 #[derive(Debug, Subcommand)]
 pub enum DebugCommand {
-    /// Write status, nodes, tenants, sandboxes, checks, configuration and metrics into a .tar.gz, without secrets
+    /// Write status, nodes, tenants, sandboxes, checks, configuration and metrics into a .tar.gz, without secrets; also without a
+    /// leader. Exit code 5 where something could not be had
     Bundle {
         /// Where to
         file: PathBuf,
     },
 }
 
+/// Everything that can be had, with or without a leader; what could not be had is said in the bundle, and is exit code 5.
 pub async fn run(client: &Client, command: DebugCommand) -> Result<ExitCode, Failure> {
     let DebugCommand::Bundle { file } = command;
+    let group = group(client).await?;
     let mut bundle = Bundle::new(&file)?;
     bundle.add("README.txt", LEFT_OUT)?;
-    bundle.document("region.json", "GetClusterStatusResponse", &cluster_status(client, client.deadline()).await?)?;
-    for answer in replicas(client).await? {
-        let name = format!("replicas/{}.json", answer.address.replace([':', '/'], "_"));
-        match answer.said {
-            Ok(own) => bundle.document(&name, "GetReplicaStatusResponse", &own)?,
-            Err(status) => bundle.add(&name, &in_full(&status))?,
+    let reading = match &group.leader {
+        Ok(status) => {
+            bundle.document("region.json", "GetClusterStatusResponse", status)?;
+            None
         }
-        debug_info(client, &mut bundle, &answer.address).await?;
-    }
-    bundle.list("nodes.jsonl", "Node", &node::all(client).await?)?;
-    bundle.list("tenants.jsonl", "Tenant", &tenant::all(client).await?)?;
-    bundle.list("sandboxes.jsonl", "Sandbox", &redacted_sandboxes(client).await?)?;
-    for answer in checks(client).await? {
-        let name = format!("checks/{}.json", answer.address.replace([':', '/'], "_"));
-        match answer.said {
-            Ok(said) => bundle.document(&name, "CheckStateResponse", &said)?,
-            Err(status) => bundle.add(&name, &in_full(&status))?,
+        Err(leaderless) => {
+            bundle.miss("a leader", &leaderless.seen());
+            Some(client.reading_stale())
+        }
+    };
+    let reading = reading.as_ref().unwrap_or(client);
+    for answer in group.replicas(client).await {
+        bundle.answer("replicas", "GetReplicaStatusResponse", &answer)?;
+        if answer.said.is_ok() {
+            debug_info(client, &mut bundle, &answer.address).await?;
         }
     }
-    bundle.finish()?;
+    bundle.fetched("nodes.jsonl", "Node", node::all(reading).await)?;
+    bundle.fetched("tenants.jsonl", "Tenant", tenant::all(reading).await)?;
+    bundle.fetched("sandboxes.jsonl", "Sandbox", redacted_sandboxes(reading).await)?;
+    for answer in group.checks(client).await {
+        bundle.answer("checks", "CheckStateResponse", &answer)?;
+    }
+    let missing = bundle.finish()?;
     eprint!("{}: {LEFT_OUT}", file.display());
-    Ok(ExitCode::SUCCESS)
+    if missing.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprint!("{}: could not be had, and is said in missing.txt:\n{missing}", file.display());
+    Ok(ExitCode::from(UNAVAILABLE))
+}
+
+/// The name of a file about the replica at an address.
+fn file_name(folder: &str, address: &str, ending: &str) -> String {
+    format!("{folder}/{}.{ending}", address.replace([':', '/'], "_"))
 }
 
 async fn debug_info(client: &Client, bundle: &mut Bundle, address: &str) -> Result<(), Failure> {
     let mut replica = cluster(client.channel(address)?);
-    let name = address.replace([':', '/'], "_");
     match replica.get_debug_info(within(GetDebugInfoRequest {})).await {
         Ok(answer) => {
             let answer = answer.into_inner();
             let config: String = answer.config.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
-            bundle.add(&format!("config/{name}.txt"), &config)?;
-            bundle.add(&format!("metrics/{name}.txt"), &answer.metrics)
+            bundle.add(&file_name("config", address, "txt"), &config)?;
+            bundle.add(&file_name("metrics", address, "txt"), &answer.metrics)
         }
-        Err(status) => bundle.add(&format!("config/{name}.txt"), &in_full(&status)),
+        Err(status) => {
+            bundle.miss(&format!("configuration and metrics of {address}"), &in_full(&status));
+            Ok(())
+        }
     }
 }
 
@@ -86,7 +103,7 @@ async fn redacted_sandboxes(client: &Client) -> Result<Vec<Sandbox>, Failure> {
     let mut all = Vec::new();
     for _ in 0..MAX_PAGES {
         let list = |c| {
-            let request = within(request.clone());
+            let request = client.reading(request.clone());
             async move { sandboxes(c).list_sandboxes(request).await }
         };
         let page = client.call(list).await?;
@@ -111,6 +128,8 @@ fn redacted(mut sandbox: Sandbox) -> Sandbox {
 
 struct Bundle {
     archive: tar::Builder<GzEncoder<File>>,
+    /// What could not be had, a line each.
+    missing: String,
     output: Output,
 }
 
@@ -118,7 +137,7 @@ impl Bundle {
     fn new(file: &Path) -> Result<Self, Failure> {
         let file = File::create(file).map_err(Failure::io("make the bundle"))?;
         let archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
-        Ok(Self { archive, output: Output::new(Format::Json) })
+        Ok(Self { archive, missing: String::new(), output: Output::new(Format::Json) })
     }
 
     fn add(&mut self, name: &str, text: &str) -> Result<(), Failure> {
@@ -134,6 +153,32 @@ impl Bundle {
         self.add(name, &text)
     }
 
+    fn miss(&mut self, what: &str, why: &str) {
+        self.missing += &format!("{what}: {why}\n");
+    }
+
+    /// What one replica answered.
+    fn answer<M: Message>(&mut self, folder: &str, kind: &str, answer: &Answer<M>) -> Result<(), Failure> {
+        match &answer.said {
+            Ok(said) => self.document(&file_name(folder, &answer.address, "json"), kind, said),
+            Err(status) => {
+                self.miss(&format!("{folder} of {}", answer.address), &in_full(status));
+                Ok(())
+            }
+        }
+    }
+
+    /// A list, unless it could not be had.
+    fn fetched<M: Message>(&mut self, name: &str, kind: &str, list: Result<Vec<M>, Failure>) -> Result<(), Failure> {
+        match list {
+            Ok(messages) => self.list(name, kind, &messages),
+            Err(failure) => {
+                self.miss(name, &failure.to_string());
+                Ok(())
+            }
+        }
+    }
+
     fn list<M: Message>(&mut self, name: &str, kind: &str, messages: &[M]) -> Result<(), Failure> {
         let mut text = String::new();
         for message in messages {
@@ -143,9 +188,15 @@ impl Bundle {
         self.add(name, &text)
     }
 
-    fn finish(self) -> Result<(), Failure> {
+    /// Ends the file, and answers what is missing in it.
+    fn finish(mut self) -> Result<String, Failure> {
+        let missing = std::mem::take(&mut self.missing);
+        if !missing.is_empty() {
+            self.add("missing.txt", &missing)?;
+        }
         let gzip = self.archive.into_inner().map_err(Failure::io("write the bundle"))?;
         let file = gzip.finish().map_err(Failure::io("write the bundle"))?;
-        file.sync_all().map_err(Failure::io("sync the bundle"))
+        file.sync_all().map_err(Failure::io("sync the bundle"))?;
+        Ok(missing)
     }
 }

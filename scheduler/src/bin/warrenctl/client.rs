@@ -27,6 +27,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 /// Largest answer: a page of 1,000 sandboxes with specifications of 16 KiB and tails of 4 KiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// How long stale reads are tried: no election has to be waited for.
+const STALE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Items on a page of a list: the most that a scheduler gives.
 pub const PAGE_SIZE: i32 = 1000;
 
@@ -64,6 +67,18 @@ impl Client {
         Ok(Self { endpoints, preferred: AtomicUsize::new(0), tls, reads, tenant: settings.tenant, timeout })
     }
 
+    /// The same schedulers, asked for what any of them has: for when none leads. One that is there answers at once.
+    pub fn reading_stale(&self) -> Self {
+        Self {
+            endpoints: self.endpoints.clone(),
+            preferred: AtomicUsize::new(0),
+            tls: self.tls.clone(),
+            reads: Reads { stale: true, min_revision: None },
+            tenant: self.tenant.clone(),
+            timeout: self.timeout.min(STALE_PATIENCE),
+        }
+    }
+
     /// Another replica, by the address that the group knows.
     pub fn channel(&self, address: &str) -> Result<Channel, Failure> {
         client::channel(address, &self.tls).map_err(usage)
@@ -92,14 +107,10 @@ impl Client {
     /// A request that only reads, as fresh as was asked for.
     pub fn reading<T>(&self, message: T) -> Request<T> {
         let mut request = within(message);
-        let metadata = request.metadata_mut();
-        if self.reads.stale {
-            metadata.insert("warren-consistency", MetadataValue::from_static("stale"));
-        }
         if let Some(revision) = self.reads.min_revision {
-            metadata.insert("warren-min-revision", revision.into());
+            request.metadata_mut().insert("warren-min-revision", revision.into());
         }
-        request
+        if self.reads.stale { stale(request) } else { request }
     }
 
     /// When a call that begins now gives up.
@@ -121,6 +132,8 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let mut backoff = Backoff::new(self.endpoints.len(), deadline);
+        // How the last attempt failed, unless it was only cut short by the deadline: that says less.
+        let mut last = None;
         loop {
             let at = self.preferred.load(Ordering::Relaxed);
             let (address, channel) = &self.endpoints[at % self.endpoints.len()];
@@ -128,16 +141,20 @@ impl Client {
             let status = match tokio::time::timeout(patience, call(channel.clone())).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_elapsed) => Status::unavailable(format!("no answer within {patience:.1?}")),
+                Err(_elapsed) => match last.take() {
+                    Some(failure) if patience < ATTEMPT_TIMEOUT => return Err(failure),
+                    _ => Status::unavailable(format!("no answer within {patience:.1?}")),
+                },
             };
             if !is_transient(&status) {
                 return Err(status.into());
             }
             // Only the first of many calls that failed there moves on.
             let _moved = self.preferred.compare_exchange(at, at.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
-            let Some(pause) = backoff.pause(&status) else {
-                return Err(Failure::GaveUp { endpoint: address.clone(), status: Box::new(status) });
-            };
+            let pause = backoff.pause(&status);
+            let failure = Failure::GaveUp { endpoint: address.clone(), status: Box::new(status) };
+            let Some(pause) = pause else { return Err(failure) };
+            last = Some(failure);
             tokio::time::sleep(pause).await;
         }
     }
@@ -151,6 +168,12 @@ fn usage(error: ChannelError) -> Failure {
 pub fn within<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(ATTEMPT_TIMEOUT);
+    request
+}
+
+/// A request that any replica answers from what it has, also without a leader.
+pub fn stale<T>(mut request: Request<T>) -> Request<T> {
+    request.metadata_mut().insert("warren-consistency", MetadataValue::from_static("stale"));
     request
 }
 

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use warren_proto::v1::{
-    GetClusterStatusResponse, GetReplicaStatusResponse, ListSandboxesRequest, Node, NodeState, SandboxState,
+    CheckStateResponse, GetClusterStatusResponse, GetReplicaStatusResponse, ListSandboxesRequest, Node, NodeState,
+    SandboxState,
 };
 
-use crate::client::{Client, sandboxes, within};
-use crate::failure::{Failure, in_full};
+use crate::client::{Client, sandboxes};
+use crate::failure::{Failure, UNAVAILABLE, in_full};
 use crate::output::{Format, Output, write};
-use crate::raft::{Answer, checks, compare, replicas};
-use crate::status::cluster_status;
+use crate::raft::{Comparison, compare};
+use crate::replicas::{Answer, Leaderless, NO_LEADER_ADVICE, group, unreached, votes};
 use crate::table::{Table, age, last_segment};
 use crate::{node, status};
 
@@ -29,6 +30,8 @@ const DISK_FAIL: u32 = 90;
 enum Grade {
     Ok,
     Warn,
+    /// It could not be looked at: nothing is known of it.
+    Unseen,
     Fail,
 }
 
@@ -50,33 +53,50 @@ fn grade(bad: bool, otherwise: Grade) -> Grade {
     if bad { otherwise } else { Grade::Ok }
 }
 
+/// Looks at everything that can be reached. Exit code 1 where something is wrong, 5 where something could not be looked at.
 pub async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
-    let mut findings = Vec::new();
-    match cluster_status(client, client.deadline()).await {
-        Ok(status) => {
-            findings.extend(of_group(&status));
-            let answers = replicas(client).await?;
-            findings.extend(of_replicas(&answers));
-            findings.push(of_rules(client).await?);
-            findings.extend(of_nodes(&node::all(client).await?));
-            findings.push(of_queue(client).await?);
-        }
-        Err(failure) => findings.push(finding(
-            Grade::Fail,
-            "leader",
-            failure.to_string(),
-            "start the schedulers; if most of their disks are lost: `warren-scheduler recover-quorum`",
-        )),
+    let group = group(client).await?;
+    let led = group.leader.is_ok();
+    // Without a leader there is still what any replica has.
+    let stale;
+    let reading = if led {
+        client
+    } else {
+        stale = client.reading_stale();
+        &stale
+    };
+    let mut findings = match &group.leader {
+        Ok(status) => of_group(status),
+        Err(leaderless) => vec![of_leaderless(leaderless)],
+    };
+    let (answers, compared) = compare(client, &group).await;
+    findings.extend(of_replicas(&answers));
+    findings.push(of_hashes(&answers, &compared));
+    findings.push(of_rules(&group.checks(client).await));
+    match node::all(reading).await {
+        Ok(nodes) => findings.extend(of_nodes(&nodes)),
+        Err(failure) => findings.push(unseen("nodes", &failure)),
     }
+    findings.push(of_queue(reading).await.unwrap_or_else(|failure| unseen("queue", &failure)));
     show(output, &findings)?;
-    let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
-    Ok(ExitCode::from(u8::from(worst == Grade::Fail)))
+    Ok(match findings.iter().map(|finding| finding.grade).max() {
+        Some(Grade::Fail) => ExitCode::from(1),
+        Some(Grade::Unseen) => ExitCode::from(UNAVAILABLE),
+        Some(Grade::Ok | Grade::Warn) | None => ExitCode::SUCCESS,
+    })
+}
+
+fn unseen(about: &'static str, failure: &Failure) -> Finding {
+    finding(Grade::Unseen, about, format!("not looked at: {failure}"), "ask again once a scheduler answers")
+}
+
+fn of_leaderless(leaderless: &Leaderless) -> Finding {
+    finding(Grade::Unseen, "leader", format!("none: {}", leaderless.seen()), NO_LEADER_ADVICE)
 }
 
 fn of_group(status: &GetClusterStatusResponse) -> Vec<Finding> {
-    let votes = |role: i32| role == 1 || role == 2;
-    let voters = status.members.iter().filter(|m| votes(m.role)).count();
-    let heard = status.members.iter().filter(|m| votes(m.role) && m.reachable).count();
+    let voters = status.members.iter().filter(|member| votes(member)).count();
+    let heard = status.members.iter().filter(|member| votes(member) && member.reachable).count();
     let spare = heard > voters / 2 + 1;
     let attention = status::attention(status);
     vec![
@@ -105,7 +125,7 @@ fn of_replicas(answers: &[Answer<GetReplicaStatusResponse>]) -> Vec<Finding> {
             Ok(own) => own,
             Err(status) => {
                 let seen = format!("{address}: {}", in_full(status));
-                findings.push(finding(Grade::Fail, "replica", seen, "start it, or replace it"));
+                findings.push(finding(Grade::Unseen, "replica", seen, "start it, or replace it (`server leave`)"));
                 continue;
             }
         };
@@ -138,21 +158,39 @@ fn of_replicas(answers: &[Answer<GetReplicaStatusResponse>]) -> Vec<Finding> {
         if mixed { "of different levels" } else { "all support the same level" },
         "finish the rolling upgrade: the newer rules hold once every replica supports them",
     ));
-    let (wrong, best) = compare(answers);
-    let same =
-        best.map_or("nothing to compare".to_owned(), |(index, count)| format!("{count} replicas equal at {index}"));
-    let seen = if wrong.is_empty() { same } else { format!("different at {} indexes", wrong.len()) };
-    let advice = "keep every data directory, `region pause placement`, and report this";
-    findings.push(finding(grade(!wrong.is_empty(), Grade::Fail), "state hash", seen, advice));
     findings
 }
 
-async fn of_rules(client: &Client) -> Result<Finding, Failure> {
-    let checks = checks(client).await?;
-    let wrong: usize =
-        checks.iter().filter_map(|answer| answer.said.as_ref().ok()).map(|said| said.violations.len()).sum();
-    let seen = if wrong == 0 { "all hold".to_owned() } else { format!("{wrong} violations") };
-    Ok(finding(grade(wrong > 0, Grade::Fail), "rules", seen, "see `warrenctl check`, and report this"))
+fn of_hashes(answers: &[Answer<GetReplicaStatusResponse>], compared: &Comparison) -> Finding {
+    let Comparison { wrong, index, hashes, .. } = compared;
+    let (count, all) = (hashes.len(), answers.len());
+    if !wrong.is_empty() {
+        let advice = "keep every data directory, `region pause placement`, and report this";
+        return finding(Grade::Fail, "state hash", format!("different at {} indexes", wrong.len()), advice);
+    }
+    if count == all && compared.is_whole() {
+        return finding(Grade::Ok, "state hash", format!("{count} replicas equal at {index}"), "");
+    }
+    let seen = match count {
+        0 | 1 => format!("nothing to compare: {count} of {all} replicas have a hash of one index"),
+        _ => format!("{count} of {all} replicas equal at {index}, the others not compared"),
+    };
+    finding(Grade::Unseen, "state hash", seen, "`raft status` shows who does not answer or is behind; look again then")
+}
+
+fn of_rules(checks: &[Answer<CheckStateResponse>]) -> Finding {
+    let said = || checks.iter().filter_map(|answer| answer.said.as_ref().ok());
+    let wrong: usize = said().map(|said| said.violations.len()).sum();
+    if wrong > 0 {
+        let advice = "see `warrenctl check`, and report this";
+        return finding(Grade::Fail, "rules", format!("{wrong} violations"), advice);
+    }
+    let missing = unreached(checks);
+    if missing.is_empty() && !checks.is_empty() {
+        return finding(Grade::Ok, "rules", format!("all hold on {} replicas", checks.len()), "");
+    }
+    let seen = format!("checked on {} of {} replicas, not on {}", said().count(), checks.len(), missing.join("; "));
+    finding(Grade::Unseen, "rules", seen, "`warrenctl check` again once they answer")
 }
 
 fn of_nodes(nodes: &[Node]) -> Vec<Finding> {
@@ -194,7 +232,7 @@ async fn of_queue(client: &Client) -> Result<Finding, Failure> {
         ..ListSandboxesRequest::default()
     };
     let list = |c| {
-        let request = within(request.clone());
+        let request = client.reading(request.clone());
         async move { sandboxes(c).list_sandboxes(request).await }
     };
     let page = client.call(list).await?;
@@ -216,6 +254,7 @@ fn show(output: &Output, findings: &[Finding]) -> Result<(), Failure> {
     let word = |grade| match grade {
         Grade::Ok => "OK",
         Grade::Warn => "WARN",
+        Grade::Unseen => "UNSEEN",
         Grade::Fail => "FAIL",
     };
     if output.format != Format::Table {

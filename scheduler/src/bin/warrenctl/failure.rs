@@ -7,6 +7,8 @@ use tonic::{Code, Status};
 use warren_proto::error::{reason_of, reason_text};
 use warren_proto::v1::ErrorReason;
 
+use crate::replicas::NO_LEADER_ADVICE;
+
 /// Exit code of `sandbox exec` when Warren itself failed: the one that container tools use.
 pub const EXEC_FAILED: u8 = 125;
 
@@ -31,6 +33,12 @@ pub enum Failure {
     Io { what: String, source: io::Error },
     #[error("{0}")]
     TimedOut(String),
+    /// Some replicas answer, and none leads.
+    #[error("no leader: {0}")]
+    NoLeader(String),
+    /// Not all that should have been looked at was.
+    #[error("not reached: {0}")]
+    Unreached(String),
     /// Done, and it did not end well.
     #[error("{0}")]
     Failed(String),
@@ -73,7 +81,7 @@ impl Failure {
         match self {
             Self::Exec(_) => EXEC_FAILED,
             Self::Usage(_) => 2,
-            Self::TimedOut(_) | Self::Unreachable { .. } => UNAVAILABLE,
+            Self::TimedOut(_) | Self::Unreachable { .. } | Self::NoLeader(_) | Self::Unreached(_) => UNAVAILABLE,
             Self::Io { .. } | Self::Failed(_) => 1,
             Self::Several { code, .. } => *code,
             Self::Status(status) | Self::GaveUp { status, .. } => of_code(status.code()),
@@ -89,6 +97,10 @@ impl Failure {
         }
         let hint = match (reason, self) {
             (Some(reason), _) => hint(reason),
+            (None, Self::NoLeader(_)) => Some(NO_LEADER_ADVICE),
+            (None, Self::Unreached(_)) => Some(
+                "what is said above holds for the others alone; start it, or replace it (`warrenctl server leave`)",
+            ),
             (None, Self::GaveUp { status, .. }) if status.code() == Code::Unavailable => {
                 Some("is a scheduler listening there? --endpoints, WARREN_ENDPOINTS or a context name them")
             }

@@ -4,8 +4,8 @@
 //!
 //! `status` `server` `region` `raft` `node` `tenant` `template` `sandbox` (with `create` `update` `delete` `watch` `exec`) `top`
 //! `doctor` `bundle` `contexts` are the commands. They make calls through
-//! `client` (endpoints, retries), follow changes through `follow`, and write through `output`. Uses the wire format alone,
-//! nothing of the scheduler.
+//! `client` (endpoints, retries), ask replicas one by one through `replicas`, follow changes through `follow`, and write through
+//! `output`. They use the wire format alone, nothing of the scheduler; only `check FILE` reads a state as the scheduler does.
 
 #![allow(
     clippy::disallowed_methods,
@@ -29,6 +29,7 @@ mod node;
 mod output;
 mod raft;
 mod region;
+mod replicas;
 mod retry;
 mod sandbox;
 mod server;
@@ -130,8 +131,12 @@ enum Command {
     /// Who uses most
     #[command(subcommand)]
     Top(top::TopCommand),
-    /// Check that the ledger's rules hold, on every replica
-    Check,
+    /// Check that the ledger's rules hold, on every replica or in a backup; exit code 1 where one is broken, 5 where a replica
+    /// was not checked
+    Check {
+        /// A backup (`server backup`), or a checkpoint out of a replica's data directory, instead of the region
+        file: Option<PathBuf>,
+    },
     /// Look for what is wrong, and say what to do
     Doctor,
     /// Regions that this command line knows
@@ -174,6 +179,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Context(command) = cli.command {
         return contexts::run(&cli.global, &output, command);
     }
+    if let Command::Check { file: Some(file) } = &cli.command {
+        return raft::check_file(&output, file);
+    }
     let settings = context::settle(&cli.global)?;
     let client = Client::new(settings, cli.global.reads, cli.global.timeout)?;
     match cli.command {
@@ -184,7 +192,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Raft(command) => raft::run(&client, &output, command).await,
         Command::Events(args) => watch::watch(&client, &output, args).await.map(|()| ExitCode::SUCCESS),
         Command::Top(command) => top::run(&client, &output, command).await,
-        Command::Check => raft::check(&client, &output).await,
+        Command::Check { .. } => raft::check(&client, &output).await,
         Command::Doctor => doctor::run(&client, &output).await,
         Command::Debug(command) => bundle::run(&client, command).await,
         Command::Node(command) => node::run(&client, &output, command).await,

@@ -106,7 +106,7 @@ impl Output {
     }
 }
 
-fn unwritable(error: impl std::fmt::Display) -> Failure {
+pub fn unwritable(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(format!("write output: {error}"))
 }
 

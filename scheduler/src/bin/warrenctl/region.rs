@@ -8,7 +8,7 @@ use warren_proto::v1::{ReleaseBrakeRequest, SetLevelRequest, SetPauseRequest};
 use crate::client::{Client, cluster, within};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::status;
+use crate::{replicas, status};
 
 /// What can be paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,7 +60,7 @@ pub async fn run(client: &Client, output: &Output, command: RegionCommand) -> Re
             println!("{}", done.level);
         }
         RegionCommand::Level { set: None } => {
-            println!("{}", status::cluster_status(client, client.deadline()).await?.level);
+            println!("{}", replicas::cluster_status(client, client.deadline()).await?.level);
         }
     }
     Ok(ExitCode::SUCCESS)

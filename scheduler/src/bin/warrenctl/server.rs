@@ -11,7 +11,8 @@ use warren_proto::v1::{BackupRequest, JoinReplicaRequest, RemoveReplicaRequest, 
 use crate::client::{Client, cluster, within};
 use crate::failure::Failure;
 use crate::output::{Format, Output, write};
-use crate::status::{cluster_status, members};
+use crate::replicas::{cluster_status, votes};
+use crate::status::members;
 use crate::table::bytes;
 use crate::terminal::confirm;
 
@@ -104,9 +105,8 @@ pub async fn run(client: &Client, output: &Output, command: ServerCommand) -> Re
 /// A quorum and one more: the group survives the loss of any one replica.
 async fn health(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let status = cluster_status(client, client.deadline()).await?;
-    let votes = |role: i32| role == 1 || role == 2;
-    let voters = status.members.iter().filter(|m| votes(m.role)).count();
-    let heard = status.members.iter().filter(|m| votes(m.role) && m.reachable).count();
+    let voters = status.members.iter().filter(|member| votes(member)).count();
+    let heard = status.members.iter().filter(|member| votes(member) && member.reachable).count();
     let spare = heard.saturating_sub(voters / 2 + 1);
     if output.format == Format::Table {
         let verdict = if spare > 0 { "healthy" } else { "NOT HEALTHY" };

@@ -1,34 +1,28 @@
 //! `status`: the region at a glance, with or without a leader.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use futures::future::join_all;
 use serde::Serialize;
-use tonic::Status;
-use warren_proto::v1::{
-    GetClusterStatusRequest, GetClusterStatusResponse, GetReplicaStatusRequest, GetReplicaStatusResponse, Member,
-    MemberRole,
-};
+use warren_proto::v1::{GetClusterStatusResponse, GetReplicaStatusResponse, Member, MemberRole};
 
-use crate::client::{Client, cluster, within};
-use crate::failure::{Failure, UNAVAILABLE, in_full};
+use crate::client::Client;
+use crate::failure::{Failure, in_full};
 use crate::json::Json;
 use crate::output::{Format, Output, Row, write};
-use crate::table::{Table, bare, bytes, cpu, details, of};
+use crate::replicas::{Answer, group};
+use crate::table::{Table, bare, bytes, cpu, details, none_or, of};
 
 const CLUSTER_TYPE: &str = "warren.v1.GetClusterStatusResponse";
 const REPLICA_TYPE: &str = "warren.v1.GetReplicaStatusResponse";
 
-/// How long `status` looks for a leader: a few elections. Who asks how things are does not want to wait for them to be well.
-const LEADER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a replica may take to say how it is.
-const REPLICA_PATIENCE: Duration = Duration::from_secs(2);
-
 /// The region at a glance; without a leader, what each replica says of itself (exit code 5).
 pub async fn status(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
-    match cluster_status(client, Instant::now() + client.timeout.min(LEADER_PATIENCE)).await {
+    let group = group(client).await?;
+    let answers = match &group.leader {
+        Ok(_) => Vec::new(),
+        Err(_) => group.replicas(client).await,
+    };
+    match group.leader {
         Ok(status) => {
             match output.format {
                 Format::Table => write(&overview(&status))?,
@@ -37,17 +31,11 @@ pub async fn status(client: &Client, output: &Output) -> Result<ExitCode, Failur
             }
             Ok(ExitCode::SUCCESS)
         }
-        Err(failure) if failure.exit_code() == UNAVAILABLE => {
-            partial(client, output).await?;
-            Err(failure)
+        Err(leaderless) => {
+            partial(output, &answers)?;
+            Err(leaderless.into())
         }
-        Err(failure) => Err(failure),
     }
-}
-
-pub async fn cluster_status(client: &Client, deadline: Instant) -> Result<GetClusterStatusResponse, Failure> {
-    let get = |c| async move { cluster(c).get_cluster_status(within(GetClusterStatusRequest {})).await };
-    client.call_until(deadline, get).await
 }
 
 fn overview(status: &GetClusterStatusResponse) -> String {
@@ -117,28 +105,13 @@ pub fn members(status: &GetClusterStatusResponse) -> String {
     table.to_string()
 }
 
-/// One endpoint, and what its replica says of itself.
-struct Answer<'a> {
-    endpoint: &'a str,
-    own: Result<GetReplicaStatusResponse, Status>,
-}
-
-/// What each endpoint's replica says of itself.
-async fn partial(client: &Client, output: &Output) -> Result<(), Failure> {
-    let answers = join_all(client.endpoints().map(|(endpoint, channel)| async move {
-        let mut replica = cluster(channel);
-        let asking = replica.get_replica_status(within(GetReplicaStatusRequest {}));
-        let asked = tokio::time::timeout(REPLICA_PATIENCE, asking).await;
-        let own =
-            asked.unwrap_or_else(|_elapsed| Err(Status::unavailable("no answer"))).map(|answer| answer.into_inner());
-        Answer { endpoint, own }
-    }))
-    .await;
+/// What each replica says of itself.
+fn partial(output: &Output, answers: &[Answer<GetReplicaStatusResponse>]) -> Result<(), Failure> {
     match output.format {
-        Format::Table => write(&replicas(&answers)),
+        Format::Table => write(&replicas(answers)),
         Format::Name => Ok(()),
         _ => {
-            let replicas = answers.iter().map(|answer| answer.shown(output)).collect::<Result<_, _>>()?;
+            let replicas = answers.iter().map(|answer| shown(answer, output)).collect::<Result<_, _>>()?;
             output.document(&Partial { replicas })
         }
     }
@@ -159,26 +132,23 @@ struct Replica {
     error: Option<String>,
 }
 
-impl Answer<'_> {
-    fn shown(&self, output: &Output) -> Result<Replica, Failure> {
-        let endpoint = self.endpoint.to_owned();
-        Ok(match &self.own {
-            Ok(own) => Replica { endpoint, status: Some(output.json(REPLICA_TYPE, own)?), error: None },
-            Err(status) => Replica { endpoint, status: None, error: Some(in_full(status)) },
-        })
-    }
+fn shown(answer: &Answer<GetReplicaStatusResponse>, output: &Output) -> Result<Replica, Failure> {
+    let endpoint = answer.address.clone();
+    Ok(match &answer.said {
+        Ok(own) => Replica { endpoint, status: Some(output.json(REPLICA_TYPE, own)?), error: None },
+        Err(status) => Replica { endpoint, status: None, error: Some(in_full(status)) },
+    })
 }
 
-fn replicas(answers: &[Answer<'_>]) -> String {
+fn replicas(answers: &[Answer<GetReplicaStatusResponse>]) -> String {
     let mut table = Table::new(&["ENDPOINT", "REPLICA", "LEADER", "TERM", "APPLIED", "VERSION", "PROBLEM"]);
     for answer in answers {
-        let mut cells = vec![answer.endpoint.to_owned()];
-        match &answer.own {
+        let mut cells = vec![answer.address.clone()];
+        match &answer.said {
             Ok(own) => {
-                let leader = if own.leader_id == 0 { "none".to_owned() } else { own.leader_id.to_string() };
-                let numbers = [own.replica_id.to_string(), leader, own.term.to_string(), own.applied_index.to_string()];
+                let numbers = [own.replica_id.to_string(), none_or(own.leader_id), own.term.to_string()];
                 cells.extend(numbers);
-                cells.push(own.version.clone());
+                cells.extend([own.applied_index.to_string(), own.version.clone()]);
             }
             Err(status) => {
                 cells.extend(["-"; 5].map(str::to_owned));

@@ -89,6 +89,11 @@ pub fn joined(pairs: &BTreeMap<String, String>) -> String {
     pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
 }
 
+/// The id of a replica, 0 for none.
+pub fn none_or(id: u64) -> String {
+    if id == 0 { "none".to_owned() } else { id.to_string() }
+}
+
 /// `-` for nothing.
 pub fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }

@@ -10,11 +10,10 @@ use warren_scheduler::controller::liveness::Liveness;
 use warren_scheduler::controller::log_clock::LogClock;
 use warren_scheduler::placement::view::Reservation;
 use warren_scheduler::plan;
-use warren_scheduler::plan::liveness::Verdict;
+use warren_scheduler::plan::liveness::{BRAKED_PAUSE, Step, Verdict};
 use warren_scheduler::plan::moves::Searched;
 use warren_scheduler::plan::pending::Cursor;
 use warren_scheduler::state::command::{Body, Caller, LedgerId, LogTime};
-use warren_scheduler::state::node::Condition;
 use warren_scheduler::state::outcome::Rejected;
 
 use super::bug::Bug;
@@ -30,7 +29,6 @@ pub const FREEZE_BUDGET: Duration = Duration::from_secs(1);
 pub const CLOCK_DRIFT: f64 = 1.01;
 const IDLE_PASS: Duration = Duration::from_secs(10);
 const RETRY_PAUSE_MS: u64 = 200;
-const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// A leader's memory. All of it goes with its leadership.
 #[derive(Debug)]
@@ -256,11 +254,7 @@ impl World {
         let monotonic = instant(this.clock.monotonic(now));
         let Some(lead) = this.lead.as_mut() else { return };
         let verdicts = lead.liveness.judge(monotonic, plan::MAX_COMMANDS);
-        let mut bodies: Vec<Body> = plan::level::plan(&state).into_iter().collect();
-        bodies.extend(plan::ended::plan(&state, log_now));
-        bodies.extend(plan::due::plan(&state, log_now));
-        bodies.extend(plan::tick::plan(&state, log_now));
-        bodies.extend(plan::moves::plan(&state, &mut lead.searched));
+        let bodies = plan::from_state(&state, log_now, &mut lead.searched);
         this.view.sync(&fleet);
         let placements = plan::pending::plan(&state, &mut this.view, log_now, &mut lead.cursor);
         // One more, which is settled last here: so a pass never ends while it is still proposing.
@@ -301,19 +295,23 @@ impl World {
         let state = self.replicas[replica].state.clone();
         self.trace
             .note(self.now, format_args!("replica {replica} thinks {} {}", verdict.node, verdict.condition.name()));
-        match plan::liveness::plan(&state, std::slice::from_ref(&verdict)).into_iter().next() {
-            Some(body) => self.propose(replica, controller(), body, Origin::Judged { term, verdict }),
-            None => self.judged(replica, term, &verdict, Ok(())),
+        match plan::liveness::decide(&state, &verdict) {
+            Step::Propose(body) => self.propose(replica, controller(), body, Origin::Judged { term, verdict }),
+            Step::Nothing => self.judged(replica, term, &verdict, Ok(())),
+            Step::Wait => {
+                let again = instant(self.replicas[replica].clock.monotonic(self.now) + BRAKED_PAUSE);
+                if let Some(lead) = self.replicas[replica].leads(term) {
+                    lead.liveness.settled(&verdict, false, again);
+                }
+                self.one_settled(replica, term, false);
+            }
         }
     }
 
     fn judged(&mut self, replica: usize, term: u64, verdict: &Verdict, result: Result<(), bool>) {
         let this = &mut self.replicas[replica];
         let reading = this.clock.monotonic(self.now);
-        let stands = this.state.nodes.get(&verdict.node).is_none_or(|node| match verdict.condition {
-            Condition::Down => node.condition == Condition::Down,
-            _ => node.condition != Condition::Ready,
-        });
+        let stands = plan::liveness::stands(&this.state, verdict);
         let again = if result.is_err() { reading + BRAKED_PAUSE } else { reading };
         if let Some(lead) = this.leads(term) {
             lead.liveness.settled(verdict, stands, instant(again));

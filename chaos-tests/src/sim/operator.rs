@@ -90,7 +90,7 @@ impl World {
         }
         self.trace.note(self.now, format_args!("the backup of index {} is restored", backup.revision));
         let first = self.replicas[0].id;
-        let restored = renewed(backup, first, LedgerId(u128::from(self.rng.next()) + 1));
+        let restored = renewed(backup.clone(), first, LedgerId(u128::from(self.rng.next()) + 1));
         for replica in 0..self.replicas.len() {
             self.crash_replica(replica);
             let this = &mut self.replicas[replica];
@@ -104,7 +104,7 @@ impl World {
         self.log.base = restored.revision;
         self.log.entries.clear();
         self.log.left_behind.clear();
-        self.oracle.restored(restored);
+        self.oracle.restored(&backup, restored);
         self.upheaval = true;
         self.disown_unknown();
         // Whatever was asked of the ledger that is gone is asked again.

@@ -13,13 +13,12 @@ use super::{ControlError, Controller, group, lock};
 use crate::clock;
 use crate::metrics::names;
 use crate::plan;
-use crate::plan::liveness::Verdict;
+use crate::plan::liveness::{BRAKED_PAUSE, Step, Verdict};
 use crate::plan::moves::Searched;
 use crate::plan::pending::Cursor;
 use crate::raft::Leadership;
 use crate::state::State;
 use crate::state::command::{Body, Caller, LedgerId, LogTime};
-use crate::state::node::Condition;
 use crate::state::outcome::Rejected;
 
 /// How long freezing may take on a host, beyond the end of its lease.
@@ -36,9 +35,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Between two passes over queues that are longer than one pass looks at: creates have their turn.
 const NEXT_PASS_PAUSE: Duration = Duration::from_millis(20);
-
-/// How long a verdict waits while the brake holds, or when it was refused.
-const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs for as long as the replica does.
 pub(super) async fn run(controller: Controller) {
@@ -159,23 +155,20 @@ async fn pass(controller: &Controller, state: &Arc<State>, memory: &mut Memory) 
 /// Proposes what follows from verdicts, and tells liveness what came of them.
 async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> bool {
     let proposals = verdicts.iter().map(|verdict| async move {
-        let planned = plan::liveness::plan(state, std::slice::from_ref(verdict));
-        let mut result = Ok(());
-        if verdict.condition == Condition::Down && state.region.brake_since.is_some() {
-            lock(&controller.0.liveness).settled(verdict, false, clock::monotonic() + BRAKED_PAUSE);
-            return true;
-        }
-        for body in planned {
-            counter!(names::LAPSES, "then" => verdict.condition.name().to_lowercase()).increment(1);
-            warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
-            result = propose(controller, body).await;
-        }
+        let result = match plan::liveness::decide(state, verdict) {
+            Step::Wait => {
+                lock(&controller.0.liveness).settled(verdict, false, clock::monotonic() + BRAKED_PAUSE);
+                return true;
+            }
+            Step::Propose(body) => {
+                counter!(names::LAPSES, "then" => verdict.condition.name().to_lowercase()).increment(1);
+                warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
+                propose(controller, body).await
+            }
+            Step::Nothing => Ok(()),
+        };
         let now = clock::monotonic();
-        let state = controller.replica().state();
-        let stands = state.nodes.get(&verdict.node).is_none_or(|node| match verdict.condition {
-            Condition::Down => node.condition == Condition::Down,
-            _ => node.condition != Condition::Ready,
-        });
+        let stands = plan::liveness::stands(&controller.replica().state(), verdict);
         let again = if result.is_err() { now + BRAKED_PAUSE } else { now };
         lock(&controller.0.liveness).settled(verdict, stands, again);
         !matches!(result, Err(ControlError::Propose(_)))
@@ -185,11 +178,7 @@ async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> 
 
 /// Proposes everything that follows from state alone.
 async fn settle(controller: &Controller, state: &Arc<State>, now: LogTime, memory: &mut Memory) -> bool {
-    let mut bodies: Vec<Body> = plan::level::plan(state).into_iter().collect();
-    bodies.extend(plan::ended::plan(state, now));
-    bodies.extend(plan::due::plan(state, now));
-    bodies.extend(plan::tick::plan(state, now));
-    bodies.extend(plan::moves::plan(state, &mut memory.searched));
+    let mut bodies = plan::from_state(state, now, &mut memory.searched);
     let placements = {
         let mut view = lock(&controller.0.view);
         view.sync(&controller.replica().state());

@@ -1,6 +1,8 @@
 //! Turns the leader's verdicts about silent nodes into commands. A verdict is about what the leader heard; what the ledger says
 //! of the node decides what follows from it.
 
+use std::time::Duration;
+
 use warren_proto::ids::NodeId;
 
 use super::Planned;
@@ -17,9 +19,34 @@ pub struct Verdict {
     pub condition: Condition,
 }
 
-/// A command for each verdict that still says something.
-pub fn plan(state: &State, verdicts: &[Verdict]) -> Vec<Planned> {
-    verdicts.iter().filter_map(|verdict| command(state, verdict)).collect()
+/// What a leader does about a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Propose(Planned),
+    /// The brake holds: the node is judged again later.
+    Wait,
+    /// The ledger says so already, or nothing of the node.
+    Nothing,
+}
+
+/// How long a verdict waits while the brake holds, or when it was refused.
+pub const BRAKED_PAUSE: Duration = Duration::from_secs(2);
+
+/// What follows from a verdict.
+pub fn decide(state: &State, verdict: &Verdict) -> Step {
+    match command(state, verdict) {
+        Some(Body::SetNodeCondition { to: Condition::Down, .. }) if state.region.brake_since.is_some() => Step::Wait,
+        Some(body) => Step::Propose(body),
+        None => Step::Nothing,
+    }
+}
+
+/// Whether the ledger says what the verdict says, or more; a node that it does not know needs no verdict.
+pub fn stands(state: &State, verdict: &Verdict) -> bool {
+    state.nodes.get(&verdict.node).is_none_or(|node| match verdict.condition {
+        Condition::Down => node.condition == Condition::Down,
+        Condition::Suspect | Condition::Ready => node.condition != Condition::Ready,
+    })
 }
 
 fn command(state: &State, verdict: &Verdict) -> Option<Planned> {
@@ -36,4 +63,44 @@ fn command(state: &State, verdict: &Verdict) -> Option<Planned> {
         _ => return None,
     };
     Some(Body::SetNodeCondition { node: id, incarnation, to })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::command::{Caller, Command, LogTime};
+    use crate::state::testing::{node, resources, with_node_and_template};
+
+    fn decide_on(condition: Condition, verdict: Condition, level: Level, braked: bool) -> Step {
+        let mut state = with_node_and_template("a", resources(1, 1));
+        state.level = level;
+        if condition == Condition::Suspect {
+            let body = Body::SetNodeCondition { node: node("a"), incarnation: 1, to: condition };
+            let command = Command { caller: Caller::system("test"), time: LogTime(0), body };
+            state.apply(3, &command).unwrap();
+        }
+        state.region.brake_since = braked.then_some(LogTime(0));
+        decide(&state, &Verdict { node: node("a"), condition: verdict })
+    }
+
+    #[test]
+    fn the_brake_holds_up_who_would_go_down_and_nobody_else() {
+        use Condition::{Down, Ready, Suspect};
+        let to = |to| Step::Propose(Body::SetNodeCondition { node: node("a"), incarnation: 1, to });
+        assert_eq!(decide_on(Suspect, Down, Level::SECOND, false), to(Down));
+        assert_eq!(decide_on(Suspect, Down, Level::SECOND, true), Step::Wait);
+        assert_eq!(
+            decide_on(Ready, Down, Level::SECOND, true),
+            to(Suspect),
+            "it returned meanwhile, and fell silent again"
+        );
+        assert_eq!(decide_on(Ready, Suspect, Level::SECOND, true), to(Suspect));
+        assert_eq!(decide_on(Suspect, Suspect, Level::SECOND, false), Step::Nothing);
+        let lapsed = Body::SetNodeReachable { node: node("a"), incarnation: 1, reachable: false };
+        assert_eq!(
+            decide_on(Ready, Suspect, Level::FIRST, true),
+            Step::Propose(lapsed),
+            "the first level has no brake"
+        );
+    }
 }

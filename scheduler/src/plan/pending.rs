@@ -1,15 +1,15 @@
 //! Places waiting sandboxes; says anew why, where the reason changed.
 //!
-//! Tenants take turns: in each round every tenant's next sandbox is looked at, those of the round in the order of priority and
-//! age. A sandbox that fits nowhere does not hold up others. A pass is bounded: it looks at the first of the queues, and then goes on
-//! where the pass before stopped, so that each waiting sandbox is looked at in the end, however many before it fit nowhere.
+//! Tenants take turns by what they hold ([`shares`](super::shares)), each with its own in the order of priority and age. A sandbox
+//! that fits nowhere does not hold up others. A pass is bounded: it looks at the first of the queues, and then goes on where the
+//! pass before stopped, so that each waiting sandbox is looked at in the end, however many before it fit nowhere.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
-use warren_proto::ids::{NodeId, SandboxName, TenantId};
+use warren_proto::ids::{NodeId, TenantId};
 use warren_proto::units::Resources;
 
+use super::shares::{Look, Rank, Shares, Turns};
 use super::{MAX_COMMANDS, Planned};
 use crate::placement::filter::Misfit;
 use crate::placement::view::{Reservation, View};
@@ -39,9 +39,6 @@ pub struct Placements {
     pub more: bool,
 }
 
-/// A place in a tenant's queue.
-type Rank = (u8, LogTime, SandboxName);
-
 /// How far each tenant's queue has been looked at. In the leader's memory alone: without it, a pass begins at the beginning.
 #[derive(Debug, Clone, Default)]
 pub struct Cursor(BTreeMap<TenantId, Rank>);
@@ -49,51 +46,22 @@ pub struct Cursor(BTreeMap<TenantId, Rank>);
 /// Plans placements and reserves them in `view`, so that one pass does not give the same room twice.
 pub fn plan(state: &State, view: &mut View, now: LogTime, cursor: &mut Cursor) -> Placements {
     let mut pass = Pass { state, now, planned: Placements::default(), hopeless: BTreeMap::new(), searches: 0 };
-    let mut first = BTreeMap::new();
-    for rank in in_turns(state, &BTreeMap::new()).take(MAX_FIRST) {
-        if pass.is_full(MAX_SEARCHES / 2) {
-            break;
-        }
-        pass.look_at(view, &rank.2);
-        first.insert(rank.2.tenant.clone(), rank.clone());
-    }
+    let mut shares = Shares::new(state);
+    let mut first = Cursor::default();
+    let mut turns = Turns::new(state, &first.0, &shares);
+    pass.look_through(view, &mut shares, &mut turns, &mut first, MAX_FIRST, MAX_SEARCHES / 2);
     // Nothing is looked at twice in a pass: a cursor stands behind the first of its queue.
-    for (tenant, rank) in first {
+    for (tenant, rank) in first.0 {
         let at = cursor.0.entry(tenant).or_insert_with(|| rank.clone());
         *at = rank.max(at.clone());
     }
-    let mut looked_at = 0;
-    let after = cursor.0.clone();
-    let mut rest = in_turns(state, &after).peekable();
-    while looked_at < MAX_LOOKED_AT - MAX_FIRST
-        && !pass.is_full(MAX_SEARCHES)
-        && let Some(rank) = rest.next()
-    {
-        pass.look_at(view, &rank.2);
-        cursor.0.insert(rank.2.tenant.clone(), rank.clone());
-        looked_at += 1;
-    }
-    pass.planned.more = rest.peek().is_some();
+    let mut rest = Turns::new(state, &cursor.0, &shares);
+    pass.look_through(view, &mut shares, &mut rest, cursor, MAX_LOOKED_AT - MAX_FIRST, MAX_SEARCHES);
+    pass.planned.more = !rest.is_over();
     if !pass.planned.more {
         cursor.0.clear();
     }
     pass.planned
-}
-
-/// Every waiting sandbox after these places: the first of each tenant's queue, then the second of each, and so on.
-fn in_turns<'a>(state: &'a State, after: &BTreeMap<TenantId, Rank>) -> impl Iterator<Item = &'a Rank> {
-    let from = |tenant| after.get(tenant).map_or(Bound::Unbounded, Bound::Excluded);
-    let queues = state.indexes.queues.iter();
-    let mut queues: Vec<_> =
-        queues.map(|(tenant, queue)| queue.range::<_, Rank>((from(tenant), Bound::Unbounded))).collect();
-    let mut round: Vec<&Rank> = Vec::new();
-    std::iter::from_fn(move || {
-        if round.is_empty() {
-            round = queues.iter_mut().filter_map(Iterator::next).collect();
-            round.sort_unstable_by(|a, b| b.cmp(a));
-        }
-        round.pop()
-    })
 }
 
 /// One pass under way.
@@ -110,12 +78,37 @@ impl Pass<'_> {
         self.planned.commands.len() >= MAX_COMMANDS || self.searches >= searches
     }
 
-    fn look_at(&mut self, view: &mut View, name: &SandboxName) {
-        let Some(sandbox) = self.state.sandboxes.get(name) else { return };
-        let Life::Pending { reason, not_before, .. } = &sandbox.life else { return };
-        if *not_before > self.now {
-            return;
+    /// Looks at the next in turn, at most `limit`, and until so many searches have been made; `cursor` says how far.
+    fn look_through(
+        &mut self,
+        view: &mut View,
+        shares: &mut Shares<'_>,
+        turns: &mut Turns<'_>,
+        cursor: &mut Cursor,
+        limit: usize,
+        searches: usize,
+    ) {
+        for _ in 0..limit {
+            if self.is_full(searches) {
+                return;
+            }
+            let more = turns.next(shares, |shares, rank| {
+                cursor.0.insert(rank.2.tenant.clone(), rank.clone());
+                self.look_at(view, shares, rank)
+            });
+            if !more {
+                return;
+            }
         }
+    }
+
+    fn look_at(&mut self, view: &mut View, shares: &mut Shares<'_>, (_, _, name): &Rank) -> Look {
+        let Some(sandbox) = self.state.sandboxes.get(name) else { return Look::default() };
+        let Life::Pending { reason, not_before, .. } = &sandbox.life else { return Look::default() };
+        if *not_before > self.now {
+            return Look::default();
+        }
+        let searches = self.searches;
         let decision = match () {
             () if self.state.region.pauses.placement => Err(paused()),
             () => self.decide(view, sandbox),
@@ -124,8 +117,13 @@ impl Pass<'_> {
             Ok(node) => {
                 self.planned.reserved.push(view.reserve(&node, sandbox.spec.resources));
                 self.planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
+                shares.planned(&name.tenant, sandbox.spec.resources);
+                Look { placed: true, searched: true }
             }
-            Err(why) => self.planned.commands.extend(explain(sandbox, reason, why)),
+            Err(why) => {
+                self.planned.commands.extend(explain(sandbox, reason, why));
+                Look { placed: false, searched: self.searches > searches }
+            }
         }
     }
 
@@ -168,22 +166,102 @@ fn explain(sandbox: &Sandbox, old: &PendingReason, reason: PendingReason) -> Opt
 mod tests {
     use std::collections::BTreeSet;
 
-    use warren_proto::ids::Epoch;
+    use warren_proto::ids::{Epoch, ReplicaId, SandboxName};
 
     use super::*;
-    use crate::state::command::{Caller, Command, Decision, Observation, Observed, Phase};
+    use crate::state::command::{Caller, Command, Decision, Observation, Observed, Phase, ReplicaRecord};
     use crate::state::invariants;
+    use crate::state::level::Level;
     use crate::state::testing::{name, node, resources, spec, with_node_and_template};
 
     fn create(state: &mut State, id: &str, memory: u64) {
+        create_of(state, "t", id, memory, 0);
+    }
+
+    fn create_of(state: &mut State, tenant: &str, id: &str, memory: u64, priority: u8) {
         let reason = PendingReason { code: PendingCode::Conflict, message: String::new() };
-        let body = Body::CreateSandbox {
-            sandbox: name(id),
-            spec: spec(100, memory).into(),
-            decision: Decision::Queue(reason),
-            request: None,
-        };
-        apply(state, body);
+        let sandbox = SandboxName::parse(&format!("tenants/{tenant}/sandboxes/{id}")).unwrap();
+        let mut spec = spec(100, memory);
+        spec.settings.priority = priority;
+        apply(
+            state,
+            Body::CreateSandbox { sandbox, spec: spec.into(), decision: Decision::Queue(reason), request: None },
+        );
+    }
+
+    /// How many sandboxes of a tenant are placed.
+    fn placed(state: &State, tenant: &str) -> usize {
+        state.sandboxes.values().filter(|s| s.name.tenant.as_str() == tenant && s.life.node().is_some()).count()
+    }
+
+    fn end_one_of(state: &mut State, tenant: &str) {
+        let held = state.sandboxes.values().find(|s| s.name.tenant.as_str() == tenant && s.life.node().is_some());
+        let held = held.cloned().unwrap();
+        apply(state, Body::DeleteSandbox { sandbox: held.name.clone(), request: None });
+        let gone = Observed { sandbox: held.name.clone(), epoch: held.epoch, phase: Phase::Removed };
+        let observation = Observation { sandboxes: vec![gone], templates: None };
+        apply(state, Body::Observe { node: node("a"), incarnation: 1, observation });
+    }
+
+    fn settle(state: &mut State) {
+        for body in pass(state) {
+            apply(state, body);
+        }
+    }
+
+    /// At the level of the newest rules.
+    fn at_newest_level(state: &mut State) {
+        let voters: BTreeSet<ReplicaId> = [ReplicaId(1)].into();
+        state.set_members(voters, BTreeSet::new());
+        let record = ReplicaRecord { api_address: String::new(), token_key: [0; 32], disk: 1, max_level: Level::MAX };
+        apply(state, Body::PutReplica { replica: ReplicaId(1), record });
+        apply(state, Body::SetLevel { level: Level::SECOND });
+    }
+
+    /// Room for ten. One tenant has all of it, and a backlog that is older and of the highest priority; slots come free one by one.
+    #[test]
+    fn a_tenant_with_an_old_backlog_of_high_priority_does_not_starve_another() {
+        let mut state = with_node_and_template("a", resources(10_000, 1000));
+        at_newest_level(&mut state);
+        for n in 0..60 {
+            create_of(&mut state, "greedy", &format!("g{n:03}"), 100, 100);
+        }
+        settle(&mut state);
+        assert_eq!(placed(&state, "greedy"), 10);
+        for n in 0..20 {
+            create_of(&mut state, "modest", &format!("m{n:03}"), 100, 0);
+        }
+        for _ in 0..5 {
+            end_one_of(&mut state, "greedy");
+            settle(&mut state);
+        }
+        assert_eq!(
+            (placed(&state, "greedy"), placed(&state, "modest")),
+            (5, 5),
+            "what comes free goes to who has less"
+        );
+        for n in 0..10 {
+            end_one_of(&mut state, if n % 2 == 0 { "greedy" } else { "modest" });
+            settle(&mut state);
+            let both = (placed(&state, "greedy"), placed(&state, "modest"));
+            assert_eq!(both, (5, 5), "and neither takes more than its half");
+        }
+    }
+
+    #[test]
+    fn what_a_pass_plans_counts_at_once_and_one_that_is_too_large_costs_a_tenant_no_turn() {
+        let mut state = with_node_and_template("a", resources(10_000, 1000));
+        at_newest_level(&mut state);
+        create_of(&mut state, "c", "held", 200, 0);
+        settle(&mut state);
+        create_of(&mut state, "b", "large", 900, 100);
+        for n in 0..20 {
+            create_of(&mut state, "c", &format!("c{n:02}"), 100, 100);
+            create_of(&mut state, "b", &format!("b{n:02}"), 100, 0);
+        }
+        settle(&mut state);
+        let memory = |tenant: &str| state.tenants[&TenantId::parse(tenant).unwrap()].holds().memory.0;
+        assert_eq!((memory("b"), memory("c")), (500, 500));
     }
 
     fn apply(state: &mut State, body: Body) {

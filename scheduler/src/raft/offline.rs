@@ -23,7 +23,7 @@ use super::state_machine::StateMachine;
 use super::types::{CheckpointMeta, LogId, Member, Membership, StoredMembership, Vote};
 use crate::state::State;
 use crate::state::command::LedgerId;
-use crate::state::node::{Condition, Node};
+use crate::state::node;
 use crate::state::sandbox::{Life, Sandbox};
 
 /// How far the epochs of a new ledger lie above those of the one before: more placements than a lost history can hold.
@@ -163,11 +163,7 @@ pub fn renewed(mut state: State, id: ReplicaId, ledger_id: LedgerId) -> State {
     // The other replicas are gone; this one announces itself anew, with its new disk.
     state.replicas.remove(&id);
     // Nobody has heard of the nodes yet: until they say hello to this ledger, nobody is sent to them.
-    let nodes: Vec<Arc<Node>> = state.nodes.values().filter(|node| node.is_ready()).cloned().collect();
-    for node in nodes {
-        let since = state.log_time;
-        state.put_node(Arc::new(Node { condition: Condition::Suspect, since, suspected: since, ..Node::clone(&node) }));
-    }
+    node::suspect_all(&mut state);
     // What was being started may have been started, and moved on in the history that is lost: the node says whether it has it. If it
     // does not, it is lost, and not started a second time.
     let starting: Vec<Arc<Sandbox>> =

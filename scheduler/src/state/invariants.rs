@@ -17,7 +17,17 @@ pub fn check(state: &State) -> Vec<String> {
     check_nodes(state, &mut wrong);
     check_indexes(state, &mut wrong);
     check_counts(state, &mut wrong);
+    check_lapses(state, &mut wrong);
     wrong
+}
+
+/// Rule 15: who counts as lapsed is silent, since when it says; so each counts once.
+fn check_lapses(state: &State, wrong: &mut Vec<String>) {
+    for (at, id) in &state.region.lapses {
+        if !state.nodes.get(id).is_some_and(|node| !node.is_ready() && node.suspected == *at) {
+            wrong.push(format!("{id} counts as lapsed at {}, and is not", at.0));
+        }
+    }
 }
 
 /// Rule 1: no node is oversold, and what it is said to hold is what its sandboxes hold and what is left over. A host that came
@@ -87,7 +97,7 @@ fn check_counts(state: &State, wrong: &mut Vec<String>) {
     wrong.extend(templates.keys().map(|id| format!("sandboxes use template {id}, which does not exist")));
     for (id, tenant) in &state.tenants {
         let own = anew.tenants.remove(id).unwrap_or_default();
-        let counts = |t: &Tenant| (t.sandboxes, t.live, t.used, t.pending);
+        let counts = |t: &Tenant| (t.sandboxes, t.live, t.used, t.pending, t.waiting);
         if counts(&own) != counts(tenant) {
             wrong.push(format!("tenant {id} counts {:?}, its sandboxes are {:?}", counts(tenant), counts(&own)));
         }

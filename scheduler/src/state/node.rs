@@ -237,6 +237,17 @@ fn turn(state: &mut State, context: &Context, id: &NodeId, to: Condition) {
     }
 }
 
+/// Nobody has heard of any node yet, as in a ledger that was just restored: each that was ready is suspect. That so many are at
+/// once is no reason to believe that they died, so they count as lapses.
+pub(crate) fn suspect_all(state: &mut State) {
+    let ready: Vec<Arc<Node>> = state.nodes.values().filter(|node| node.is_ready()).cloned().collect();
+    let (condition, since) = (Condition::Suspect, state.log_time);
+    for node in ready {
+        state.put_node(Arc::new(Node { condition, since, suspected: since, ..Node::clone(&node) }));
+        region::lapse(state, &node.id, node.suspected);
+    }
+}
+
 /// Level 1 knows two conditions only, and no brake.
 pub(super) fn set_reachable(
     state: &mut State,

@@ -37,7 +37,7 @@ pub struct Pauses {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Region {
     pub pauses: Pauses,
-    /// Nodes that became suspect within the window.
+    /// Nodes that became suspect within the window, or since the brake holds, and have not returned; and when they did.
     pub lapses: OrdSet<(LogTime, NodeId)>,
     /// Since when nothing is declared down.
     pub brake_since: Option<LogTime>,
@@ -59,17 +59,18 @@ pub fn believed(state: &State) -> u64 {
     LEAST_BELIEVED.max(state.nodes.len() as u64 / BELIEVED_SHARE)
 }
 
-/// How many did.
+/// How many did, and have not returned.
 pub fn lapsed(state: &State) -> u64 {
     state.region.lapses.len() as u64
 }
 
-/// A node became suspect now; `before` is when it last did.
+/// A node became suspect now; `before` is when it last did. While the brake holds nothing grows old: those that it was set for
+/// count until they return.
 pub(super) fn lapse(state: &mut State, node: &NodeId, before: LogTime) {
     let now = state.log_time;
     let region = &mut state.region;
-    while let Some(oldest) = region.lapses.get_min().filter(|(at, _)| at.plus_ms(LAPSE_WINDOW_MS) < now).cloned() {
-        region.lapses.remove(&oldest);
+    if region.brake_since.is_none() {
+        forget_old(region, now);
     }
     region.lapses.remove(&(before, node.clone()));
     region.lapses.insert((now, node.clone()));
@@ -78,16 +79,22 @@ pub(super) fn lapse(state: &mut State, node: &NodeId, before: LogTime) {
     }
 }
 
-/// A node that became suspect at `since` returned, or is no longer ours: it no longer counts, and the brake is released when
-/// few enough are left.
-pub(super) fn settle(state: &mut State, node: &NodeId, since: LogTime) {
-    state.region.lapses.remove(&(since, node.clone()));
-    let suspects = state.suspects.len() as u64;
-    if state.region.brake_since.is_some() && suspects <= believed(state) {
-        release(state);
+fn forget_old(region: &mut Region, now: LogTime) {
+    while let Some(oldest) = region.lapses.get_min().filter(|(at, _)| at.plus_ms(LAPSE_WINDOW_MS) < now).cloned() {
+        region.lapses.remove(&oldest);
     }
 }
 
+/// A node that became suspect at `since` returned, or is no longer ours: it no longer counts. The brake is released when few
+/// enough are left, suspect or down; those go on counting, so that others that fall silent within the minute are added to them.
+pub(super) fn settle(state: &mut State, node: &NodeId, since: LogTime) {
+    state.region.lapses.remove(&(since, node.clone()));
+    if lapsed(state) <= believed(state) {
+        state.region.brake_since = None;
+    }
+}
+
+/// An operator says that those that are silent are: they no longer count.
 pub(super) fn release(state: &mut State) {
     state.region.brake_since = None;
     state.region.lapses = OrdSet::new();

@@ -49,8 +49,9 @@ pub struct Tenant {
     /// Those that have not ended, and what they ask for.
     pub live: u64,
     pub used: Resources,
-    /// Those that wait for a node.
+    /// Those that wait for a node, and what of `used` they ask for. Derived, like `live` and `used`: never stored.
     pub pending: u64,
+    pub waiting: Resources,
     /// Creates that it may do at once, in thousandths, as of a time.
     pub creates_left: (u64, LogTime),
 }
@@ -67,6 +68,11 @@ impl Tenant {
         left.saturating_add(waited.saturating_mul(per_minute) / (MINUTE_MS / MILLI)).min(full)
     }
 
+    /// What those of its sandboxes that are placed hold.
+    pub fn holds(&self) -> Resources {
+        self.used.saturating_sub(self.waiting)
+    }
+
     fn count(&mut self, sandbox: &Sandbox) {
         self.sandboxes = self.sandboxes.saturating_add(1);
         if sandbox.life.ended().is_none() {
@@ -75,6 +81,7 @@ impl Tenant {
         }
         if matches!(sandbox.life, Life::Pending { .. }) {
             self.pending = self.pending.saturating_add(1);
+            self.waiting = self.waiting.checked_add(sandbox.spec.resources).unwrap_or(self.waiting);
         }
     }
 
@@ -86,6 +93,7 @@ impl Tenant {
         }
         if matches!(sandbox.life, Life::Pending { .. }) {
             self.pending = self.pending.saturating_sub(1);
+            self.waiting = self.waiting.saturating_sub(sandbox.spec.resources);
         }
     }
 }

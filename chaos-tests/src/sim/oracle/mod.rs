@@ -176,7 +176,7 @@ impl Oracle {
     }
 
     /// The history goes on from a backup, under another name: what came after it was never promised to anybody who asks now.
-    pub fn restored(&mut self, state: State) {
+    pub fn restored(&mut self, backup: &State, state: State) {
         let end = self.events.partition_point(|event| event.position.index <= state.revision);
         self.events.truncate(end);
         self.expected = state.sandboxes.keys().cloned().collect();
@@ -189,7 +189,7 @@ impl Oracle {
         self.in_flight.clear();
         self.watchers.clear();
         self.generations.clear();
-        self.lapses = Lapses::of(&state);
+        self.lapses = Lapses::of(backup, &state);
         self.reported = state.nodes.values().map(|node| (node.id.clone(), node.report.capacity)).collect();
         self.told_revision = 0;
         self.state = state;

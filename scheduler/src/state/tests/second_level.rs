@@ -150,6 +150,65 @@ fn the_brake_holds_when_too_many_fall_silent_and_is_released_by_their_return_or_
     ledger.turn("n3", Condition::Down).unwrap();
 }
 
+/// Twelve nodes, of which two are believed to fail within a minute: `n0` to `n9`, `a` and `b`.
+fn twelve() -> Ledger {
+    let mut ledger = Ledger::second();
+    for n in 0..10 {
+        let register = Body::RegisterNode { node: node(&format!("n{n}")), report: report(1, resources(1, 1)) };
+        ledger.run(register).unwrap();
+    }
+    ledger
+}
+
+#[test]
+fn those_that_are_down_already_count_when_others_fall_silent_and_return() {
+    let mut ledger = twelve();
+    for id in ["n0", "n1"] {
+        ledger.turn(id, Condition::Suspect).unwrap();
+        ledger.turn(id, Condition::Down).unwrap();
+    }
+    for id in ["n2", "n3"] {
+        ledger.turn(id, Condition::Suspect).unwrap();
+    }
+    ledger.turn("n3", Condition::Ready).unwrap();
+    assert!(matches!(ledger.turn("n2", Condition::Down), Err(Rejected::Braked { lapsed: 3, believed: 2 })));
+    ledger.pass(10 * 60_000);
+    assert!(ledger.turn("n2", Condition::Down).is_err(), "time alone settles nothing");
+    ledger.turn("n4", Condition::Suspect).unwrap();
+    ledger.turn("n4", Condition::Ready).unwrap();
+    assert!(ledger.turn("n2", Condition::Down).is_err(), "nor do others");
+    ledger.turn("n1", Condition::Ready).unwrap();
+    ledger.turn("n2", Condition::Down).unwrap();
+}
+
+#[test]
+fn after_the_brake_released_itself_those_that_are_left_still_count() {
+    let mut ledger = twelve();
+    for id in ["n0", "n1", "n2"] {
+        ledger.turn(id, Condition::Suspect).unwrap();
+    }
+    ledger.turn("n2", Condition::Ready).unwrap();
+    ledger.turn("n0", Condition::Down).unwrap();
+    ledger.turn("n1", Condition::Down).unwrap();
+    ledger.turn("n3", Condition::Suspect).unwrap();
+    assert!(matches!(ledger.turn("n3", Condition::Down), Err(Rejected::Braked { lapsed: 3, believed: 2 })));
+    ledger.run(Body::ReleaseBrake).unwrap();
+    ledger.turn("n3", Condition::Down).unwrap();
+}
+
+#[test]
+fn nodes_that_nobody_has_heard_of_since_a_restore_are_not_all_declared_down() {
+    let mut ledger = twelve();
+    super::super::node::suspect_all(&mut ledger.state);
+    assert!(matches!(ledger.turn("n0", Condition::Down), Err(Rejected::Braked { lapsed: 12, believed: 2 })));
+    for id in (1..=8).map(|n| format!("n{n}")).chain(["a".to_owned()]) {
+        ledger.turn(&id, Condition::Ready).unwrap();
+    }
+    assert!(ledger.turn("n0", Condition::Down).is_err());
+    ledger.turn("b", Condition::Ready).unwrap();
+    ledger.turn("n0", Condition::Down).unwrap();
+}
+
 #[test]
 fn lapses_that_lie_far_apart_do_not_add_up() {
     let mut ledger = Ledger::second();

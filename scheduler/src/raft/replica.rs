@@ -31,6 +31,7 @@ use super::identity::{Identity, IdentityError};
 use super::log_store::{LogStore, OpenError};
 use super::members;
 use super::network::{MAX_MESSAGE_BYTES, Network};
+use super::offline;
 use super::origin::Origin;
 use super::proposer::Proposer;
 use super::service::RaftApi;
@@ -92,6 +93,11 @@ pub enum StartError {
          lost. Keep a copy of the directory, and let the replica join again, empty and under a new id"
     )]
     Gap { purged: u64, applied: u64 },
+    #[error(
+        "a restore or a recovery of {0} was begun and not finished: run the same command (`restore FILE` or \
+         `recover-quorum`) again, it goes on where it stopped"
+    )]
+    Unfinished(PathBuf),
     #[error("raft configuration: {0}")]
     Config(#[from] openraft::ConfigError),
     #[error("start raft: {0}")]
@@ -274,6 +280,9 @@ impl Replica {
     /// empty.
     pub async fn start(config: ReplicaConfig) -> Result<Self, StartError> {
         let raft_config = Arc::new(raft_config(&config)?);
+        if offline::is_unfinished(&config.data_dir) {
+            return Err(StartError::Unfinished(config.data_dir.clone()));
+        }
         let known = Identity::load(&config.data_dir, config.id)?;
         // It is made after the log.
         if known.is_some() && !config.data_dir.join("log").exists() {

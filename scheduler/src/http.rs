@@ -27,7 +27,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(render_metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .with_state(Shown { controller, metrics });
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
@@ -36,6 +36,14 @@ pub async fn serve(
 async fn render_metrics(Shared(shown): Shared<Shown>) -> String {
     metrics::observe(&shown.controller);
     shown.metrics.render()
+}
+
+/// Healthy: its Raft runs. One that does not is about to end.
+async fn healthy(Shared(shown): Shared<Shown>) -> (StatusCode, String) {
+    match shown.controller.replica().failure() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(cause) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ok: {cause}\n")),
+    }
 }
 
 /// Ready: this replica knows a leader, and the ledger is open.

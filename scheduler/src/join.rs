@@ -10,6 +10,7 @@ use warren_proto::v1::cluster_service_client::ClusterServiceClient;
 use warren_proto::v1::{ErrorReason, JoinReplicaRequest};
 
 use crate::config::Config;
+use crate::raft::Replica;
 
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -21,7 +22,7 @@ const ROUNDS: usize = 300;
 
 /// Returns once the group has taken this replica in. Without `join` and `initial_members` there is nothing to do but to wait for
 /// somebody to add it.
-pub async fn ask(config: &Config, tls: &ClientTls) -> anyhow::Result<()> {
+pub async fn ask(config: &Config, tls: &ClientTls, replica: &Replica) -> anyhow::Result<()> {
     if config.join.is_empty() {
         if config.initial_members.is_empty() {
             warn!("in no group yet: start it with --join, or add it with `warrenctl server join`");
@@ -33,9 +34,14 @@ pub async fn ask(config: &Config, tls: &ClientTls) -> anyhow::Result<()> {
         api_address: config.api_advertise.clone(),
         peer_address: config.peer_advertise.clone(),
         standby: config.standby,
+        itself: true,
     };
     for _ in 0..ROUNDS {
         for address in &config.join {
+            // An earlier request was heard, and its answer lost.
+            if replica.is_member() {
+                return Ok(());
+            }
             match ask_one(address, tls, &request).await {
                 Ok(()) => {
                     info!(by = %address, "joined the group");

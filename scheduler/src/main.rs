@@ -1,10 +1,11 @@
 //! A replica of Warren's scheduler.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,7 +110,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let replica = Replica::start(replica_config(&config, client_tls.clone())).await?;
     replica.serve_peers(peer_listener, server_tls.clone()).context("serve peers")?;
     if !replica.is_member() {
-        join::ask(&config, &client_tls).await?;
+        tokio::select! {
+            asked = join::ask(&config, &client_tls, &replica) => asked?,
+            cause = replica.failed() => bail!(cause),
+        }
     }
     let controller = Controller::start(
         replica.clone(),
@@ -126,9 +130,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     );
     info!(replica = %config.replica_id, api = %config.api_listen, peers = %config.peer_listen, http = %config.http_listen, "serving");
 
-    let api = tokio::spawn(api::serve(controller.clone(), api_listener, server_tls, client_tls, stop.clone()));
-    let http = tokio::spawn(http::serve(controller.clone(), exporter, http_listener, stop.clone()));
-    wait_for_signal().await?;
+    let api = api::serve(controller.clone(), api_listener, server_tls, client_tls, stop.clone());
+    let api = tokio::spawn(ending(replica.clone(), stop.clone(), "the API", api));
+    let http = http::serve(controller.clone(), exporter, http_listener, stop.clone());
+    let http = tokio::spawn(ending(replica.clone(), stop.clone(), "the HTTP port", http));
+    tokio::select! {
+        told = wait_for_signal() => told?,
+        _ = replica.failed() => {}
+    }
     info!("stopping");
     stop.cancel();
     let served = async { (api.await, http.await) };
@@ -136,7 +145,21 @@ async fn run(config: Config) -> anyhow::Result<()> {
         warn!("calls were still under way");
     }
     replica.shutdown().await;
-    Ok(())
+    replica.failure().map_or(Ok(()), |cause| Err(anyhow!(cause)))
+}
+
+/// Serves; where that ends although nobody asked for it, the replica cannot go on.
+async fn ending<E: Display>(
+    replica: Replica,
+    stop: CancellationToken,
+    what: &str,
+    serving: impl Future<Output = Result<(), E>>,
+) {
+    match serving.await {
+        Err(error) => replica.fail(format!("serve {what}: {error}")),
+        Ok(()) if !stop.is_cancelled() => replica.fail(format!("{what} is served no more")),
+        Ok(()) => {}
+    }
 }
 
 /// No value here is a secret: keys stand in files, and only their paths are told.

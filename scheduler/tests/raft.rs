@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,10 +18,17 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use warren_proto::client::ClientTls;
 use warren_proto::ids::ReplicaId;
+use warren_proto::v1 as pb;
+use warren_proto::v1::raft_service_client::RaftServiceClient;
 use warren_scheduler::raft::testing::{CheckpointDirectory, StateMachine, TypeConfig};
-use warren_scheduler::raft::{Leadership, LogStore, Member, ProposeError, Replica, ReplicaConfig, StartError};
+use warren_scheduler::raft::{
+    AnnounceError, Leadership, LogStore, Member, MembershipError, ProposeError, Replica, ReplicaConfig, ReplicaStatus,
+    StartError, offline,
+};
 use warren_scheduler::state::State;
-use warren_scheduler::state::command::{Body, Caller, Command, LogTime, ReplicaRecord, RequestKey, TemplateSpec};
+use warren_scheduler::state::command::{
+    Body, Caller, Command, LedgerId, LogTime, ReplicaRecord, RequestKey, TemplateSpec,
+};
 use warren_scheduler::state::level::Level;
 use warren_scheduler::state::outcome::Reply;
 
@@ -406,4 +414,269 @@ async fn a_proposer_that_goes_away_cancels_nothing() {
     let mut states = leader.watch_state();
     let applied = states.wait_for(|state| state.replicas.contains_key(&ReplicaId(77)));
     assert!(tokio::time::timeout(PATIENCE, applied).await.is_ok());
+}
+
+// --- Who is let in: ledgers, disks, builds.
+
+/// The peers' way in, from outside.
+fn peer(address: &str) -> RaftServiceClient<tonic::transport::Channel> {
+    RaftServiceClient::new(warren_proto::client::channel(address, &ClientTls::default()).unwrap())
+}
+
+/// A call as a replica of `ledger` with `disk` makes it.
+fn from<T>(ledger: LedgerId, disk: u128, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("warren-ledger", ledger.to_string().parse().unwrap());
+    request.metadata_mut().insert("warren-disk", format!("{disk:032x}").parse().unwrap());
+    request
+}
+
+/// Of replica 2, in a term that everybody would follow.
+fn high_vote() -> Option<pb::StoredVote> {
+    Some(pb::StoredVote { version: 1, term: 1000, voted_for: 2, committed: true })
+}
+
+async fn open_ledger(cluster: &Cluster) -> LedgerId {
+    let ledger_id = LedgerId(0xa11ce);
+    cluster.propose(Body::OpenLedger { ledger_id }).await;
+    ledger_id
+}
+
+/// A replica announces the disk that it has.
+fn announcement(replica: &Replica, max_level: Level) -> Body {
+    let record = ReplicaRecord { disk: replica.identity().disk, max_level, ..record("127.0.0.1:1") };
+    Body::PutReplica { replica: replica.id(), record }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_of_the_history_before_a_recovery_leave_the_recovered_ledger_as_it_is() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    let before = open_ledger(&cluster).await;
+    for number in 10..30 {
+        cluster.propose(put(number)).await;
+    }
+    cluster.agree().await;
+    for id in [1, 2, 3].map(ReplicaId) {
+        cluster.stop(id).await;
+    }
+    let survivor = ReplicaId(1);
+    let member = cluster.members[&survivor].clone();
+    let renewed = offline::recover_quorum(&cluster.data_dir(survivor), survivor, member).unwrap();
+    assert_eq!(renewed.predecessor, Some(before));
+    cluster.start_again(survivor).await;
+    cluster.propose(put(40)).await;
+
+    for id in [2, 3].map(ReplicaId) {
+        cluster.start_again(id).await;
+    }
+    let leads = |replica: &&Replica| matches!(*replica.leadership().borrow(), Leadership::Leader { .. });
+    let pair = || cluster.running.range(ReplicaId(2)..).map(|(_, replica)| replica);
+    let old = eventually("the lost pair leads itself", || pair().find(leads).cloned()).await;
+    for number in 100..160 {
+        old.propose(command(put(number))).await.unwrap().unwrap();
+    }
+    let recovered = cluster.running[&survivor].clone();
+    let status = recovered.status();
+    let append = pb::AppendEntriesRequest { vote: high_vote(), ..Default::default() };
+    let address = &cluster.members[&survivor].peer_address;
+    let refusal = peer(address).append_entries(from(before, 7, append)).await.unwrap_err();
+    assert!(refusal.code() == tonic::Code::FailedPrecondition && refusal.message().contains("ledger"), "{refusal}");
+    let vote = pb::VoteRequest { vote: high_vote(), ..Default::default() };
+    assert!(peer(address).vote(from(before, 7, vote)).await.is_err());
+    let install = futures::stream::iter([checkpoint_header(0)]);
+    assert!(peer(address).install_checkpoint(from(before, 7, install)).await.is_err());
+    assert_eq!(recovered.status(), ReplicaStatus { sync_count: recovered.status().sync_count, ..status });
+    recovered.propose(command(put(41))).await.unwrap().unwrap();
+    let state = recovered.read().await.unwrap();
+    assert_eq!(state.ledger_id, Some(renewed.ledger_id));
+    assert!(state.replicas.contains_key(&ReplicaId(29)) && state.replicas.contains_key(&ReplicaId(41)));
+    assert!(!state.replicas.contains_key(&ReplicaId(100)), "entries of the old history got in");
+}
+
+fn checkpoint_header(size_bytes: u64) -> pb::InstallCheckpointRequest {
+    let header = pb::CheckpointHeader { vote: high_vote(), size_bytes, ..Default::default() };
+    pb::InstallCheckpointRequest { message: Some(pb::install_checkpoint_request::Message::Header(header)) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_comes_with_another_disk_is_refused_before_anything_is_done() {
+    let cluster = Cluster::start(1, 10_000).await;
+    let ledger = open_ledger(&cluster).await;
+    let known = ReplicaRecord { disk: 5, ..record("127.0.0.1:2") };
+    cluster.propose(Body::PutReplica { replica: ReplicaId(2), record: known }).await;
+    let (_, leader) = cluster.leader().await;
+    let term = leader.status().term;
+    let address = &cluster.members[&ReplicaId(1)].peer_address;
+    let append = || pb::AppendEntriesRequest { vote: high_vote(), ..Default::default() };
+    let refusal = peer(address).append_entries(from(ledger, 6, append())).await.unwrap_err();
+    assert!(refusal.message().contains("another disk"), "{refusal}");
+    assert_eq!(leader.status().term, term);
+    peer(address).append_entries(from(ledger, 5, append())).await.unwrap();
+    assert_eq!(leader.status().term, 1000, "the disk that is known is followed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_log_was_removed_does_not_vote_again() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    open_ledger(&cluster).await;
+    let (leader, _) = cluster.leader().await;
+    let id = *cluster.running.keys().find(|id| **id != leader).unwrap();
+    cluster.propose(announcement(&cluster.running[&id], Level::FIRST)).await;
+    cluster.agree().await;
+    cluster.stop(id).await;
+    let log = cluster.data_dir(id).join("log");
+    std::fs::remove_dir_all(&log).unwrap();
+    let error = cluster.try_start(id).await.unwrap_err();
+    assert!(matches!(error, StartError::DiskLost(lost) if lost == id), "{error}");
+    std::fs::create_dir(&log).unwrap();
+    let error = cluster.try_start(id).await.unwrap_err();
+    assert!(matches!(error, StartError::DiskLost(lost) if lost == id), "an empty one too: {error}");
+    assert!(error.to_string().contains("--join"), "it says what to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_forgot_that_it_joined_is_told_that_its_disk_is_lost() {
+    let cluster = Cluster::start(3, 10_000).await;
+    open_ledger(&cluster).await;
+    let (id, leader) = cluster.leader().await;
+    let lost = *cluster.running.keys().find(|other| **other != id).unwrap();
+    let member = cluster.members[&lost].clone();
+    assert_eq!(leader.join(lost, member.clone(), true).await, Ok(()), "its first request was answered late");
+    let replica = &cluster.running[&lost];
+    let Body::PutReplica { record, .. } = announcement(replica, Level::FIRST) else { unreachable!() };
+    let known = ReplicaRecord { disk: record.disk ^ 2, ..record.clone() };
+    cluster.propose(Body::PutReplica { replica: lost, record: known }).await;
+    assert_eq!(leader.join(lost, member.clone(), true).await, Err(MembershipError::DiskLost(lost)));
+    assert_eq!(leader.join(lost, member, false).await, Ok(()), "an operator may ask twice");
+    let knows = || replica.leadership().borrow().leader_id();
+    eventually("it knows who leads", knows).await;
+    assert_eq!(replica.announce(&record).await, Err(AnnounceError::DiskLost(lost)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_level_that_this_build_does_not_know_ends_the_replica_and_says_why() {
+    let cluster = Cluster::start(1, 10_000).await;
+    let (_, replica) = cluster.leader().await;
+    let newer = Level::MAX.next();
+    cluster.propose(announcement(&replica, newer)).await;
+    for level in 2..newer.0 {
+        cluster.propose(Body::SetLevel { level: Level(level) }).await;
+    }
+    assert_eq!(replica.failure(), None);
+    let _unknown = replica.propose(command(Body::SetLevel { level: newer })).await;
+    let cause = tokio::time::timeout(PATIENCE, replica.failed()).await.expect("it goes on");
+    assert!(cause.contains("run a newer build"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_a_newer_build_ends_the_replica_and_says_why() {
+    let cluster = Cluster::start(1, 10_000).await;
+    let ledger = open_ledger(&cluster).await;
+    let (_, replica) = cluster.leader().await;
+    let body_is_unknown =
+        pb::StoredCommand { caller: Some(pb::StoredCaller { role: 1, ..Default::default() }), ..Default::default() };
+    let payload = pb::stored_entry::Payload::Batch(pb::StoredBatch { commands: vec![body_is_unknown] });
+    let log_id = Some(pb::StoredLogId { term: 1000, index: 50 });
+    let entries = vec![pb::StoredEntry { version: 1, log_id, payload: Some(payload) }];
+    let append = pb::AppendEntriesRequest { vote: high_vote(), entries, ..Default::default() };
+    let address = &cluster.members[&ReplicaId(1)].peer_address;
+    let refusal = peer(address).append_entries(from(ledger, 5, append)).await.unwrap_err();
+    assert_eq!(refusal.code(), tonic::Code::FailedPrecondition, "{refusal}");
+    let cause = tokio::time::timeout(PATIENCE, replica.failed()).await.expect("it goes on");
+    assert!(cause.contains("run a newer build"), "{cause}");
+}
+
+/// Sends a file to replica 1 as its leader would.
+async fn install(cluster: &Cluster, ledger: LedgerId, bytes: Vec<u8>) -> Result<(), tonic::Status> {
+    let chunk = pb::install_checkpoint_request::Message::Chunk(bytes.clone());
+    let messages = [checkpoint_header(bytes.len() as u64), pb::InstallCheckpointRequest { message: Some(chunk) }];
+    let call = from(ledger, 5, futures::stream::iter(messages));
+    peer(&cluster.members[&ReplicaId(1)].peer_address).install_checkpoint(call).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_cannot_be_installed_is_refused_and_one_of_a_newer_build_says_so() {
+    let cluster = Cluster::start(1, 10_000).await;
+    let ledger = open_ledger(&cluster).await;
+    let (_, replica) = cluster.leader().await;
+    let directory = TempDir::new().unwrap();
+    let checkpoints = CheckpointDirectory::open(directory.path()).unwrap();
+    let written = |ledger_id, level| {
+        let state = State { ledger_id: Some(ledger_id), level, ..State::default() };
+        std::fs::read(checkpoints.write(&state, &Default::default()).unwrap().path).unwrap()
+    };
+    let mut damaged = written(ledger, Level::FIRST);
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    assert_eq!(install(&cluster, ledger, damaged).await.unwrap_err().code(), tonic::Code::DataLoss);
+    let foreign = install(&cluster, ledger, written(LedgerId(1), Level::FIRST)).await.unwrap_err();
+    assert!(foreign.message().contains("ledger"), "{foreign}");
+    cluster.propose(put(50)).await;
+    assert_eq!(replica.failure(), None, "a bad file does not end a healthy replica");
+    let newer = install(&cluster, ledger, written(ledger, Level::MAX.next())).await.unwrap_err();
+    assert!(newer.message().contains("run a newer build"), "{newer}");
+    let cause = tokio::time::timeout(PATIENCE, replica.failed()).await.expect("it goes on");
+    assert!(cause.contains("run a newer build"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_leaves_and_a_leader_hands_over_before_it_leaves() {
+    let cluster = Cluster::start(3, 10_000).await;
+    cluster.propose(put(10)).await;
+    let (first, leader) = cluster.leader().await;
+    let follower = *cluster.running.keys().find(|id| **id != first).unwrap();
+    let heard = || leader.members().iter().all(|member| member.reachable).then_some(());
+    eventually("all are heard of", heard).await;
+    leader.remove(follower).await.unwrap();
+    assert!(leader.members().iter().all(|member| member.id != follower));
+    leader.remove(first).await.unwrap();
+    let last = cluster.running.keys().copied().find(|id| *id != first && *id != follower).unwrap();
+    let last = cluster.running[&last].clone();
+    let alone = || (last.members().len() == 1).then_some(());
+    eventually("the leader is out too", alone).await;
+    assert!(matches!(*last.leadership().borrow(), Leadership::Leader { .. }), "it was handed over");
+    last.propose(command(put(11))).await.unwrap().unwrap();
+    assert_eq!(last.remove(last.id()).await, Err(MembershipError::OnlyVoter(last.id())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_made_while_creates_go_on_is_a_prefix_of_them() {
+    const LANES: u64 = 4;
+    const EACH: u64 = 300;
+    let cluster = Cluster::start(1, 10_000).await;
+    open_ledger(&cluster).await;
+    let (_, leader) = cluster.leader().await;
+    let acknowledged: Arc<[AtomicU64; 4]> = Arc::default();
+    let creating = (0..LANES).map(|lane| {
+        let (leader, acknowledged) = (leader.clone(), acknowledged.clone());
+        tokio::spawn(async move {
+            for number in 0..EACH {
+                leader.propose(command(put(1000 * (lane + 1) + number))).await.unwrap().unwrap();
+                acknowledged[lane as usize].store(number + 1, Ordering::SeqCst);
+            }
+        })
+    });
+    let creating: Vec<_> = creating.collect();
+    let under_way = || (acknowledged.iter().all(|lane| lane.load(Ordering::SeqCst) > 20)).then_some(());
+    eventually("creates are under way", under_way).await;
+    let before: Vec<u64> = acknowledged.iter().map(|lane| lane.load(Ordering::SeqCst)).collect();
+    let backup = leader.back_up(&leader.read().await.unwrap()).await.unwrap();
+    let mut bytes = vec![0; backup.size_bytes as usize];
+    backup.file.read_exact_at(&mut bytes, 0).unwrap();
+    for lane in creating {
+        lane.await.unwrap();
+    }
+    let file = cluster.directory.path().join("backup.warren");
+    std::fs::write(&file, bytes).unwrap();
+    let (id, member) = (ReplicaId(1), cluster.members[&ReplicaId(1)].clone());
+    let restored = cluster.directory.path().join("restored");
+    offline::restore(&file, &restored, id, member).unwrap();
+    let config = ReplicaConfig { data_dir: restored, initial_members: BTreeMap::new(), ..cluster.config(id) };
+    let state = Replica::start(config).await.unwrap().state();
+    for (lane, before) in (0..LANES).zip(before) {
+        let has = |number: &u64| state.replicas.contains_key(&ReplicaId(1000 * (lane + 1) + number));
+        let whole = (0..EACH).take_while(has).count() as u64;
+        assert!(whole >= before, "lane {lane}: {before} were acknowledged, {whole} are there");
+        assert_eq!((0..EACH).filter(has).count() as u64, whole, "lane {lane} has a hole");
+    }
 }

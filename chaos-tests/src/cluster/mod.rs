@@ -178,6 +178,16 @@ impl Cluster {
         std::fs::remove_dir_all(self.layout.scheduler_directory(scheduler)).context("remove a data directory")
     }
 
+    /// Where a scheduler keeps its checkpoints.
+    pub fn checkpoints(&self, scheduler: usize) -> PathBuf {
+        self.layout.scheduler_directory(scheduler).join("checkpoints")
+    }
+
+    /// Whether a scheduler that was started has not ended by itself.
+    pub fn runs(&mut self, scheduler: usize) -> anyhow::Result<bool> {
+        self.schedulers[scheduler].goes_on()
+    }
+
     /// Runs a subcommand of a scheduler that does not serve, on its data.
     pub fn run_offline(&self, scheduler: usize, subcommand: &[&str]) -> anyhow::Result<String> {
         self.schedulers[scheduler].run(subcommand)

@@ -189,6 +189,17 @@ impl Process {
         bail!("{} runs on\n{}", self.name, self.log_tail())
     }
 
+    /// Whether it was started and has not ended by itself; one that ended with success was asked to.
+    pub fn goes_on(&mut self) -> anyhow::Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(false) };
+        let Some(ended) = child.try_wait()? else { return Ok(true) };
+        self.child = None;
+        if ended.success() {
+            bail!("{} ended with success by itself", self.name);
+        }
+        Ok(false)
+    }
+
     /// Its log, from its first start on.
     pub fn whole_log(&self) -> anyhow::Result<String> {
         std::fs::read_to_string(&self.log).with_context(|| format!("read the log of {}", self.name))

@@ -80,3 +80,62 @@ fn a_replica_that_lost_its_disk_says_so_and_does_not_vote_again() {
         delete_all(&client, &names).await
     });
 }
+
+#[test]
+fn a_replica_that_joined_and_lost_its_disk_says_so_too() {
+    scenario("joined disk lost", Options { agents: 1, ..Options::default() }, async |cluster| {
+        let joined = join(cluster, &[]).await?;
+        let client = cluster.client()?;
+        client.await_status("it votes", |status| votes(status, id_of(joined))).await?;
+        cluster.kill(Server::Scheduler(joined))?;
+        cluster.wipe(joined)?;
+        let said = cluster.await_refusal(joined).await?;
+        ensure!(said.contains("its disk was lost or replaced") && said.contains("--join"), "it says: {said}");
+        client.remove_replica(id_of(joined)).await.context("take it out")?;
+        cluster.wipe(joined)?;
+        cluster.set_flag(Server::Scheduler(joined), "replica-id", Some("9"));
+        cluster.restart(Server::Scheduler(joined)).await.context("start it as a new one")?;
+        client.await_status("it votes under its new id", |status| votes(status, 9)).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_live_follower_leaves_and_the_leader_hands_over_and_leaves() {
+    scenario("leave", Options { agents: 1, ..Options::default() }, async |cluster| {
+        let client = cluster.client()?;
+        client.await_status("all are heard of", |s| s.members.iter().all(|member| member.reachable)).await?;
+        let (leader, follower) = (cluster.leader().await?, cluster.follower().await?);
+        client.remove_replica(id_of(follower)).await.context("the follower leaves")?;
+        client.await_status("it is out", |status| member(status, id_of(follower)).is_none()).await?;
+        client.remove_replica(id_of(leader)).await.context("the leader leaves")?;
+        let last = (0..3).find(|at| *at != leader && *at != follower).context("three schedulers")?;
+        let alone = |status: &GetClusterStatusResponse| status.members.len() == 1 && status.leader_id == id_of(last);
+        cluster.client_of(last)?.await_status("the last one leads alone", alone).await?;
+        let names = create_many(&cluster.client_of(last)?, 2).await?;
+        delete_all(&cluster.client_of(last)?, &names).await
+    });
+}
+
+/// A replica whose Raft has stopped must not look alive.
+#[test]
+fn a_replica_that_cannot_write_its_checkpoint_ends_and_comes_back() {
+    let options = Options { agents: 1, checkpoint_every: Some(200), ..Options::default() };
+    scenario("checkpoint fails", options, async |cluster| {
+        let client = cluster.client()?;
+        let broken = cluster.follower().await?;
+        let (place, aside) = (cluster.checkpoints(broken), cluster.scratch("checkpoints"));
+        std::fs::rename(&place, &aside).context("take its checkpoints away")?;
+        let mut rounds = 0;
+        while cluster.runs(broken)? {
+            rounds += 1;
+            ensure!(rounds < 100, "it runs on without its checkpoints");
+            let names = create_many(&client, 4).await?;
+            delete_all(&client, &names).await?;
+        }
+        let log = cluster.log(Server::Scheduler(broken))?;
+        ensure!(log.contains("this replica cannot go on") && log.contains("raft has stopped"), "it says: {log}");
+        std::fs::rename(&aside, &place).context("give them back")?;
+        cluster.restart(Server::Scheduler(broken)).await
+    });
+}

@@ -130,7 +130,10 @@ impl ClusterService for ClusterApi {
             standby: wanted.standby,
         };
         let replica = self.controller.replica();
-        replica.join(ReplicaId(wanted.replica_id), member).await.map_err(|error| status::membership(&error))?;
+        replica
+            .join(ReplicaId(wanted.replica_id), member, wanted.itself)
+            .await
+            .map_err(|error| status::membership(&error))?;
         Ok(Response::new(JoinReplicaResponse { ledger_id: ledger_id(&replica.state()) }))
     }
 

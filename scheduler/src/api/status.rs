@@ -239,7 +239,7 @@ pub fn membership(failure: &MembershipError) -> Status {
         MembershipError::NotMember(id) => {
             error(Code::NotFound, ErrorReason::ReplicaNotFound, failure).with("replica", id).build()
         }
-        MembershipError::NotTaken(_) | MembershipError::Refused(_) => {
+        MembershipError::NotTaken(_) | MembershipError::NotTakenOut { .. } | MembershipError::Refused(_) => {
             error(Code::Unavailable, ErrorReason::Membership, failure).retry_after(RETRY_AFTER_ELECTION).build()
         }
         other => error(Code::FailedPrecondition, ErrorReason::Membership, other).build(),

@@ -177,7 +177,9 @@ pub fn etag(text: &str) -> Result<Option<u64>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| invalid_field("sandbox.etag", "must be one that a reply gave"))
+    // Revisions begin at 1.
+    let revision = text.parse().ok().filter(|revision| *revision > 0);
+    revision.map(Some).ok_or_else(|| invalid_field("sandbox.etag", "must be one that a reply gave"))
 }
 
 /// Names of states, as a filter has them.
@@ -431,6 +433,15 @@ mod tests {
         use tonic_types::StatusExt;
         let status = sandbox_spec(sandbox, &no_secrets).unwrap_err();
         status.get_details_bad_request().unwrap().field_violations[0].field.clone()
+    }
+
+    #[test]
+    fn an_etag_is_a_revision_and_no_revision_is_0() {
+        assert_eq!(etag("").unwrap(), None);
+        assert_eq!(etag("12").unwrap(), Some(12));
+        for wrong in ["0", "-1", "x", "1.5"] {
+            assert!(etag(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,9 +9,10 @@ use warren_proto::ids::ReplicaId;
 
 use super::{ControlError, Controller};
 use crate::clock;
-use crate::raft::{Leadership, MemberRole, MemberStatus, MembershipError};
+use crate::raft::{AnnounceError, Leadership, MemberRole, MemberStatus, MembershipError};
 use crate::state::command::{Body, Caller, ReplicaRecord};
 use crate::state::level::Level;
+use crate::state::outcome::Rejected;
 
 /// How often members are looked at.
 const EVERY: Duration = Duration::from_millis(500);
@@ -51,12 +52,15 @@ pub(super) async fn announce(controller: Controller) {
         let leads = matches!(*leadership.borrow_and_update(), Leadership::Leader { .. });
         if !known {
             let told = if leads {
-                announce_leader(&controller).await
+                announce_leader(&controller).await.map_err(|error| lost(&controller, &error))
             } else {
-                replica.announce(&record).await.map_err(ControlError::from)
+                replica.announce(&record).await
             };
-            if told.is_err() {
-                tokio::time::sleep(ANNOUNCE_PAUSE).await;
+            match told {
+                Ok(()) => {}
+                // It has forgotten what it promised, and must not go on.
+                Err(lost @ AnnounceError::DiskLost(_)) => return replica.fail(lost.to_string()),
+                Err(AnnounceError::NotTaken) => tokio::time::sleep(ANNOUNCE_PAUSE).await,
             }
         }
         tokio::select! {
@@ -64,6 +68,13 @@ pub(super) async fn announce(controller: Controller) {
             changed = leadership.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(ANNOUNCE_PAUSE), if !known => {}
         }
+    }
+}
+
+fn lost(controller: &Controller, error: &ControlError) -> AnnounceError {
+    match error {
+        ControlError::Rejected(Rejected::ReplicaDisk(_)) => AnnounceError::DiskLost(controller.replica().id()),
+        _ => AnnounceError::NotTaken,
     }
 }
 

@@ -20,7 +20,7 @@ use warren_proto::v1::stored_checkpoint_record::Record;
 use super::codec::entity::{answer_from, answer_to, replica_from, replica_to, tenant_from, tenant_to};
 use super::codec::log::{log_id_from, log_id_to, membership_from, membership_to};
 use super::codec::region::{event_from, event_to, region_from, region_to};
-use super::codec::{CodecError, VERSION};
+use super::codec::{CodecError, RUN_NEWER, VERSION};
 use super::log_store::make_directory;
 use super::types::{CheckpointMeta, StoredMembership, members};
 use crate::state::State;
@@ -54,6 +54,8 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: io::Error },
     #[error("checkpoint {path} is damaged: {what}")]
     Damaged { path: PathBuf, what: String },
+    #[error("checkpoint {path}: {what}: {RUN_NEWER}")]
+    TooNew { path: PathBuf, what: String },
 }
 
 /// A whole checkpoint on disk, held open: it can be sent although a newer one replaces it meanwhile.
@@ -117,12 +119,14 @@ impl CheckpointDirectory {
     }
 
     /// The newest checkpoint that is whole; `None` where there is none at all. Each damaged one is reported through
-    /// `damaged`; where all are, the newest one's error is the answer.
+    /// `damaged`; where all are, the newest one's error is the answer. One of a newer build ends it.
     pub fn load(&self, damaged: impl Fn(&CheckpointError)) -> Result<Option<Loaded>, CheckpointError> {
         let mut newest_error = None;
         for path in self.files()?.into_iter().rev() {
             match read(&path) {
                 Ok(loaded) => return Ok(Some(loaded)),
+                // It is whole; an older one would hide what is wrong.
+                Err(error @ CheckpointError::TooNew { .. }) => return Err(error),
                 Err(error) => {
                     damaged(&error);
                     newest_error.get_or_insert(error);
@@ -287,10 +291,12 @@ fn header(state: &State, meta: &CheckpointMeta) -> pb::StoredCheckpointHeader {
 /// Reads and checks a whole checkpoint.
 pub fn read(path: &Path) -> Result<Loaded, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let damaged = |what: String| CheckpointError::Damaged { path: path.to_owned(), what };
     let file = open_file(path).map_err(io)?;
     let mut reader = BufReader::new(file.file.as_ref());
-    let (state, meta) = read_records(&mut reader).map_err(|error| damaged(error.to_string()))?;
+    let (state, meta) = read_records(&mut reader).map_err(|error| match error.kind() {
+        io::ErrorKind::Unsupported => CheckpointError::TooNew { path: path.to_owned(), what: error.to_string() },
+        _ => CheckpointError::Damaged { path: path.to_owned(), what: error.to_string() },
+    })?;
     Ok(Loaded { state, meta, file })
 }
 
@@ -329,7 +335,8 @@ fn next_record(reader: &mut impl Read) -> io::Result<Record> {
         return Err(invalid("a record's CRC is wrong"));
     }
     let record = pb::StoredCheckpointRecord::decode(bytes.as_slice()).map_err(CodecError::from)?;
-    record.record.ok_or_else(|| invalid("a record of an unknown kind: written by a newer build"))
+    let unknown = || io::Error::new(io::ErrorKind::Unsupported, "a record of a kind that this build does not know");
+    record.record.ok_or_else(unknown)
 }
 
 /// A state under construction.

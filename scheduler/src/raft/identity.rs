@@ -34,23 +34,29 @@ pub struct Identity {
 impl Identity {
     /// Reads the file below `data_dir`, or makes one.
     pub fn load_or_create(data_dir: &Path, replica: ReplicaId) -> Result<Self, IdentityError> {
+        if let Some(found) = Self::load(data_dir, replica)? {
+            return Ok(found);
+        }
+        // 0 stands for "not told".
+        let identity = Self { replica, disk: rand::random::<u128>() | 1 };
         let path = data_dir.join(FILE_NAME);
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let found = parse(&text).ok_or_else(|| IdentityError::Malformed(path.clone()))?;
-                if found.replica == replica {
-                    Ok(found)
-                } else {
-                    Err(IdentityError::OtherReplica { path, found: found.replica, wanted: replica })
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // 0 stands for "not told".
-                let identity = Self { replica, disk: rand::random::<u128>() | 1 };
-                identity.write(data_dir).map_err(|source| IdentityError::Io { action: "write", path, source })?;
-                Ok(identity)
-            }
-            Err(source) => Err(IdentityError::Io { action: "read", path, source }),
+        identity.write(data_dir).map_err(|source| IdentityError::Io { action: "write", path, source })?;
+        Ok(identity)
+    }
+
+    /// Reads the file below `data_dir`; `None` where there is none.
+    pub fn load(data_dir: &Path, replica: ReplicaId) -> Result<Option<Self>, IdentityError> {
+        let path = data_dir.join(FILE_NAME);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(IdentityError::Io { action: "read", path, source }),
+        };
+        let found = parse(&text).ok_or_else(|| IdentityError::Malformed(path.clone()))?;
+        if found.replica == replica {
+            Ok(Some(found))
+        } else {
+            Err(IdentityError::OtherReplica { path, found: found.replica, wanted: replica })
         }
     }
 

@@ -96,6 +96,16 @@ impl LogStore {
         Self::open_with(directory, true)
     }
 
+    /// Makes a store that holds nothing but a vote, durably, and closes it.
+    pub(super) fn make(directory: &Path, vote: &Vote) -> Result<(), OpenError> {
+        let io = |source| OpenError::Io { path: directory.to_owned(), source };
+        make_directory(directory).map_err(io)?;
+        let Opened { db, meta, .. } = open_database(directory)?;
+        meta.insert(VOTE, vote_to(vote).encode_to_vec()).map_err(|error| io(sled_error(error)))?;
+        db.flush().map_err(|error| io(sled_error(error)))?;
+        fs::File::open(directory.join("db")).and_then(|file| file.sync_all()).map_err(io)
+    }
+
     /// Without the durable sync: for the test that shows what the sync is worth.
     #[doc(hidden)]
     pub fn open_without_sync(directory: &Path) -> Result<Self, OpenError> {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures::future::join_all;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
-use tonic::Request;
+use tonic::{Code, Request};
 use warren_proto::client::{self, ClientTls};
 use warren_proto::ids::ReplicaId;
 use warren_proto::v1 as pb;
 use warren_proto::v1::raft_service_client::RaftServiceClient;
 
 use super::codec::command::{disk, put_replica_to};
-use super::replica::{LeaderInfo, ProposeError, Replica};
+use super::replica::{LeaderInfo, ProposeError, Replica, StartError};
 use super::types::{Member, TypeConfig};
 use crate::state::command::{LogTime, ReplicaRecord};
 
@@ -25,6 +25,11 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a transfer of leadership may take: an election.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a new leader is asked to take the one before it out, and the time between: its first entry's way through a quorum,
+/// many times over.
+const REMOVE_TRIES: usize = 20;
+const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the group cannot be changed in this way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,8 +50,24 @@ pub enum MembershipError {
     NotVoter(ReplicaId),
     #[error("replica {0} did not take over leadership in time; the one that led may lead on")]
     NotTaken(ReplicaId),
+    #[error("{}", StartError::DiskLost(*.0))]
+    DiskLost(ReplicaId),
+    #[error(
+        "replica {removed} has handed leadership over to replica {leader}, which did not take it out: {why}; try again"
+    )]
+    NotTakenOut { removed: ReplicaId, leader: ReplicaId, why: String },
     #[error("another change of the group is under way, or the log refused this one: {0}")]
     Refused(String),
+}
+
+/// Why a replica is not made known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnounceError {
+    #[error("no leader took the announcement")]
+    NotTaken,
+    /// The ledger knows this replica with another disk.
+    #[error("{}", StartError::DiskLost(*.0))]
+    DiskLost(ReplicaId),
 }
 
 impl Replica {
@@ -64,8 +85,9 @@ impl Replica {
 
     async fn read_clock(&self, member: &Member) -> Option<LogTime> {
         let mut client = self.peer(member)?;
-        let asked = client.read_clock(within(pb::ReadClockRequest {}));
+        let asked = client.read_clock(self.origin().call(within(pb::ReadClockRequest {})));
         let answer = tokio::time::timeout(PEER_TIMEOUT, asked).await.ok()?.ok()?;
+        self.origin().check_ledger(answer.metadata()).ok()?;
         Some(LogTime(answer.into_inner().time_ms))
     }
 
@@ -83,25 +105,31 @@ impl Replica {
     }
 
     /// Tells the leader about this replica; it puts that into the ledger.
-    pub async fn announce(&self, record: &ReplicaRecord) -> Result<(), ProposeError> {
+    pub async fn announce(&self, record: &ReplicaRecord) -> Result<(), AnnounceError> {
         let metrics = self.metrics();
         let leader = metrics.current_leader.filter(|id| *id != self.id().0);
         let member = leader.and_then(|id| metrics.membership_config.membership().get_node(&id).cloned());
-        let unknown = || ProposeError::NotLeader { leader: None };
-        let mut client = member.and_then(|member| self.peer(&member)).ok_or_else(unknown)?;
+        let mut client = member.and_then(|member| self.peer(&member)).ok_or(AnnounceError::NotTaken)?;
         let replica = Some(put_replica_to(self.id(), record));
-        match client.announce(within(pb::AnnounceRequest { replica })).await {
+        match client.announce(self.origin().call(within(pb::AnnounceRequest { replica }))).await {
             Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::DataLoss => Err(AnnounceError::DiskLost(self.id())),
             Err(status) => {
                 tracing::debug!(%status, "announce");
-                Err(unknown())
+                Err(AnnounceError::NotTaken)
             }
         }
     }
 
-    /// Adds a replica as a learner. The same again changes nothing.
-    pub async fn join(&self, id: ReplicaId, member: Member) -> Result<(), MembershipError> {
+    /// Adds a replica as a learner. The same again changes nothing. `itself`: the replica asks, and knows of no group that it is
+    /// in; one that the ledger knows by its disk has forgotten that.
+    pub async fn join(&self, id: ReplicaId, member: Member, itself: bool) -> Result<(), MembershipError> {
         let metrics = self.metrics();
+        let announced = self.state().replicas.get(&id).is_some_and(|record| record.disk != 0);
+        let is_member = metrics.membership_config.membership().get_node(&id.0).is_some();
+        if itself && announced && is_member {
+            return Err(MembershipError::DiskLost(id));
+        }
         if let Some(known) = metrics.membership_config.membership().get_node(&id.0) {
             return if *known == member { Ok(()) } else { Err(MembershipError::OtherAddresses(id)) };
         }
@@ -124,7 +152,8 @@ impl Replica {
         self.change(ChangeMembers::ReplaceAllVoters(voters), false).await
     }
 
-    /// Takes a replica out of the group, if those that stay and are heard of are a quorum. One that leads hands that over first.
+    /// Takes a replica out of the group, if those that stay and are heard of are a quorum. One that leads hands that over first,
+    /// and the new leader takes it out: nobody waits for an election.
     pub async fn remove(&self, id: ReplicaId) -> Result<(), MembershipError> {
         let members = self.members();
         if !members.iter().any(|member| member.id == id) {
@@ -142,7 +171,30 @@ impl Replica {
         if heard.saturating_mul(2) <= voters_left {
             return Err(MembershipError::NoQuorumLeft { removed: id, left: heard, voters: voters_left });
         }
+        if id == self.id() {
+            return self.hand_over_and_leave().await;
+        }
         self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id.0])), false).await
+    }
+
+    async fn hand_over_and_leave(&self) -> Result<(), MembershipError> {
+        let leader = self.transfer_leadership(None).await?;
+        let not_out = |why: String| MembershipError::NotTakenOut { removed: self.id(), leader, why };
+        let member = self.metrics().membership_config.membership().get_node(&leader.0).cloned();
+        let client = member.and_then(|member| self.peer(&member));
+        let mut client = client.ok_or_else(|| not_out("its address is unknown".to_owned()))?;
+        let mut refusal = String::new();
+        for _ in 0..REMOVE_TRIES {
+            let mut request = Request::new(pb::RemoveRequest { replica_id: self.id().0 });
+            request.set_timeout(CHANGE_TIMEOUT);
+            match client.remove(self.origin().call(request)).await {
+                Ok(_) => return Ok(()),
+                Err(status) => refusal = status.message().to_owned(),
+            }
+            // A leader changes no members before the first entry of its term is committed.
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
+        Err(not_out(refusal))
     }
 
     /// Makes another voter the leader: `to`, or the one that is furthest. Answers who leads then.

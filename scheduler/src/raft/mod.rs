@@ -7,12 +7,14 @@ mod batcher;
 mod checkpoint;
 mod codec;
 mod confirm;
+mod failure;
 mod hash;
 mod identity;
 mod log_store;
 mod members;
 mod network;
 pub mod offline;
+mod origin;
 mod proposer;
 mod replica;
 mod service;
@@ -23,7 +25,7 @@ pub use checkpoint::{Backup, CheckpointError};
 pub use hash::Hashes;
 pub use identity::{Identity, IdentityError};
 pub use log_store::{LogStore, OpenError};
-pub use members::MembershipError;
+pub use members::{AnnounceError, MembershipError};
 pub use replica::{
     LeaderInfo, Leadership, MemberRole, MemberStatus, ProposeError, Replica, ReplicaConfig, ReplicaStatus, StartError,
 };

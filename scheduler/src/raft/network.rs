@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
@@ -12,9 +11,8 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use warren_proto::client::{self, ClientTls};
@@ -27,9 +25,8 @@ use warren_proto::v1::raft_service_client::RaftServiceClient;
 use super::checkpoint::CheckpointFile;
 use super::codec::CodecError;
 use super::codec::log::{entry_to, log_id_from, log_id_to, membership_to, vote_from, vote_to};
-use super::identity::Identity;
+use super::origin::Origin;
 use super::types::{CheckpointMeta, LogId, Member, TypeConfig, Vote};
-use crate::state::State;
 
 /// Largest message between replicas: 64 entries of 64 KiB, twice.
 pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -53,9 +50,7 @@ type TransferOutcome = openraft::raft::TransferLeaderResponse<TypeConfig>;
 #[derive(Debug, Clone)]
 pub(super) struct Network {
     pub tls: ClientTls,
-    pub identity: Identity,
-    /// What the ledger knows of the others' disks.
-    pub states: watch::Receiver<Arc<State>>,
+    pub origin: Origin,
 }
 
 /// A client for one replica.
@@ -64,8 +59,7 @@ pub(super) struct Peer {
     /// Why there can be none: the address is no address.
     client: Result<RaftServiceClient<Channel>, String>,
     target: ReplicaId,
-    own: Identity,
-    states: watch::Receiver<Arc<State>>,
+    origin: Origin,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -78,7 +72,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES)
         });
-        Peer { client, target: ReplicaId(target), own: self.identity, states: self.states.clone() }
+        Peer { client, target: ReplicaId(target), origin: self.origin.clone() }
     }
 }
 
@@ -87,67 +81,34 @@ impl Peer {
         self.client.clone().map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
     }
 
-    /// A call with a deadline that says which disk it comes from.
+    /// A call with a deadline that says where it comes from.
     fn call<T>(&self, message: T, limit: Duration) -> Request<T> {
-        let mut request = within(message, limit);
-        request.metadata_mut().insert(DISK, disk_header(&self.own));
-        request
+        let mut request = Request::new(message);
+        request.set_timeout(limit);
+        self.origin.call(request)
     }
 
-    /// What was answered, if it comes from the disk that the ledger knows: another has forgotten what the replica promised.
+    /// What was answered, if it comes from this ledger and from the disk that it knows: another has forgotten what the replica
+    /// promised.
     fn checked<T>(&self, response: Result<Response<T>, Status>) -> Result<T, RPCError<TypeConfig>> {
         let response = response.map_err(|status| rpc_error(&status))?;
-        match check_disk(&self.states.borrow(), self.target, response.metadata()) {
+        match self.origin.check(self.target, response.metadata()) {
             Ok(()) => Ok(response.into_inner()),
             Err(status) => Err(rpc_error(&status)),
         }
     }
 }
 
-/// Metadata of every call and answer between replicas: the disk that they come from.
-const DISK: &str = "warren-disk";
-
-pub(super) fn disk_header(own: &Identity) -> MetadataValue<Ascii> {
-    // Hexadecimal digits are always a legal value.
-    format!("{:032x}", own.disk).parse().unwrap_or_else(|_| MetadataValue::from_static(""))
-}
-
-/// Adds the header to an answer.
-pub(super) fn answer<T>(own: &Identity, message: T) -> Response<T> {
-    let mut response = Response::new(message);
-    response.metadata_mut().insert(DISK, disk_header(own));
-    response
-}
-
-/// Whether what comes from `replica` comes from the disk that the ledger knows.
-pub(super) fn check_disk(state: &State, replica: ReplicaId, metadata: &MetadataMap) -> Result<(), Status> {
-    let known = state.replicas.get(&replica).map_or(0, |record| record.disk);
-    let told = metadata.get(DISK).and_then(|value| value.to_str().ok());
-    let told = told.and_then(|text| u128::from_str_radix(text, 16).ok()).unwrap_or(0);
-    if known == 0 || told == 0 || known == told {
-        return Ok(());
-    }
-    Err(Status::unavailable(format!(
-        "replica {replica} comes with another disk than the ledger knows: it must join anew"
-    )))
-}
-
-/// A replica that cannot be connected to is left alone for a while; anything else is tried again at once.
+/// A replica that cannot be connected to, or will not do it, is left alone for a while; anything else is tried again at once.
 fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
-        Code::Unavailable => RPCError::Unreachable(Unreachable::from_string(status)),
+        Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::from_string(status)),
         _ => RPCError::Network(NetworkError::from_string(status)),
     }
 }
 
 fn malformed(error: impl ToString) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::from_string(error))
-}
-
-fn within<T>(message: T, limit: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(limit);
-    request
 }
 
 pub(super) fn vote_required(vote: Option<&pb::StoredVote>) -> Result<Vote, CodecError> {
@@ -229,10 +190,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let mut client = self.client()?;
         let chunks = checkpoint_stream(&vote, &snapshot.meta, snapshot.snapshot);
         let response = tokio::select! {
-            response = client.install_checkpoint(within(chunks, INSTALL_TIMEOUT)) => response,
+            response = client.install_checkpoint(self.call(chunks, INSTALL_TIMEOUT)) => response,
             closed = cancel => return Err(closed.into()),
         };
-        let response = response.map_err(|status| rpc_error(&status))?.into_inner();
+        let response = self.checked(response)?;
         Ok(SnapshotResponse { vote: vote_required(response.vote.as_ref()).map_err(malformed)? })
     }
 
@@ -246,8 +207,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             to_replica_id: *req.to_node_id(),
             last_log_id: req.last_log_id().map(log_id_to),
         };
-        let response = self.client()?.transfer_leader(within(request, option.soft_ttl())).await;
-        let refusal = response.map_err(|status| rpc_error(&status))?.into_inner().refusal;
+        let response = self.client()?.transfer_leader(self.call(request, option.soft_ttl())).await;
+        let refusal = self.checked(response)?.refusal;
         if refusal.is_empty() { Ok(Ok(())) } else { Err(malformed(refusal)) }
     }
 }

@@ -5,6 +5,13 @@
 //! nothing old is taken for new: agents of the ledger before are let in, what they run and the new ledger does not know stays
 //! frozen until somebody decides, placements get epochs above all that may have been given out, and nothing is placed or moved
 //! until an operator has looked and resumes it.
+//!
+//! ```text
+//! renewing.tmp/   the new ledger, being written: a crash leaves the directory as it was
+//! renewing/       the new ledger, whole: what was before is moved aside, and it is moved into its place, a part at a time
+//! ```
+//!
+//! A crash meanwhile leaves `renewing/` where it is: the same command again moves what is left, and no replica starts before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,12 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openraft::RaftLogReader;
-use openraft::storage::RaftLogStorage;
 use warren_proto::ids::{Epoch, ReplicaId};
 
 use super::checkpoint::{self, CheckpointDirectory, CheckpointError};
 use super::identity::{Identity, IdentityError};
-use super::log_store::{LogStore, OpenError};
+use super::log_store::{LogStore, OpenError, make_directory};
 use super::state_machine::StateMachine;
 use super::types::{CheckpointMeta, LogId, Member, Membership, StoredMembership, Vote};
 use crate::state::State;
@@ -29,7 +35,16 @@ use crate::state::sandbox::{Life, Sandbox};
 /// How far the epochs of a new ledger lie above those of the one before: more placements than a lost history can hold.
 const EPOCH_GAP: u64 = 1 << 20;
 
-/// Why it was not done. The directory is as it was.
+/// What a ledger has in a data directory.
+const PARTS: [&str; 3] = ["log", "checkpoints", "identity"];
+
+/// The new ledger, whole, on its way into its place.
+const RENEWING: &str = "renewing";
+
+/// The new ledger, being written.
+const UNFINISHED: &str = "renewing.tmp";
+
+/// Why it was not done. The directory is as it was, or the same command again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     #[error(transparent)]
@@ -64,13 +79,15 @@ pub struct Renewed {
 /// Makes a new ledger of one replica out of a backup, in an empty `data_dir`.
 pub fn restore(backup: &Path, data_dir: &Path, id: ReplicaId, member: Member) -> Result<Renewed, OfflineError> {
     let loaded = checkpoint::read(backup)?;
-    for part in ["log", "checkpoints", "identity"] {
-        if data_dir.join(part).exists() {
-            return Err(OfflineError::NotEmpty(data_dir.to_owned()));
-        }
+    if is_unfinished(data_dir) {
+        return finish(data_dir);
+    }
+    if PARTS.iter().any(|part| data_dir.join(part).exists()) {
+        return Err(OfflineError::NotEmpty(data_dir.to_owned()));
     }
     let last = LogId::new_term_index(1, loaded.state.revision);
-    begin(loaded.state, last, data_dir, id, member, None)
+    prepare(loaded.state, last, data_dir, id, member)?;
+    finish(data_dir)
 }
 
 /// The state that a backup or a checkpoint holds, for who wants to look at it without a replica.
@@ -81,14 +98,22 @@ pub fn read_backup(file: &Path) -> Result<State, CheckpointError> {
 /// Makes a new ledger of one replica out of all that one surviving replica has, committed or not: what was acknowledged and lies
 /// on its disk is not lost. Its earlier content is kept beside.
 pub fn recover_quorum(data_dir: &Path, id: ReplicaId, member: Member) -> Result<Renewed, OfflineError> {
+    if is_unfinished(data_dir) {
+        return finish(data_dir);
+    }
     if !data_dir.join("log").exists() {
         return Err(OfflineError::Nothing(data_dir.to_owned()));
     }
     Identity::load_or_create(data_dir, id)?;
     let (state, last) = all_that_is_there(data_dir)?;
     let Some(last) = last else { return Err(OfflineError::Nothing(data_dir.to_owned())) };
-    let kept = keep(data_dir)?;
-    begin(state, last, data_dir, id, member, Some(kept))
+    prepare(state, last, data_dir, id, member)?;
+    finish(data_dir)
+}
+
+/// Whether a restore or a recovery was begun here and is to be gone on with.
+pub(super) fn is_unfinished(data_dir: &Path) -> bool {
+    data_dir.join(RENEWING).exists()
 }
 
 /// The newest checkpoint, with every entry of the log applied.
@@ -108,47 +133,77 @@ fn all_that_is_there(data_dir: &Path) -> Result<(State, Option<LogId>), OfflineE
     Ok(machine.into_state())
 }
 
-/// Moves log and checkpoints aside: nothing is thrown away.
-fn keep(data_dir: &Path) -> Result<PathBuf, OfflineError> {
-    let kept = data_dir.join(format!("before-recovery-{:08x}", rand::random::<u32>()));
-    let io = |source| OfflineError::Io { action: "move aside", path: kept.clone(), source };
-    fs::create_dir(&kept).map_err(io)?;
-    for part in ["log", "checkpoints", "identity"] {
-        fs::rename(data_dir.join(part), kept.join(part)).map_err(io)?;
+/// Writes the new ledger beside what is there: its first checkpoint, and a vote that no earlier one contradicts.
+fn prepare(state: State, last: LogId, data_dir: &Path, id: ReplicaId, member: Member) -> Result<(), OfflineError> {
+    let new = data_dir.join(UNFINISHED);
+    let io = |source| OfflineError::Io { action: "write", path: new.clone(), source };
+    if new.exists() {
+        fs::remove_dir_all(&new).map_err(io)?;
     }
-    Ok(kept)
-}
-
-/// Writes the first checkpoint of the new ledger, and a vote that no earlier one contradicts.
-fn begin(
-    state: State,
-    last: LogId,
-    data_dir: &Path,
-    id: ReplicaId,
-    member: Member,
-    kept: Option<PathBuf>,
-) -> Result<Renewed, OfflineError> {
-    let io = |source| OfflineError::Io { action: "write", path: data_dir.to_owned(), source };
-    fs::create_dir_all(data_dir).map_err(io)?;
-    Identity::load_or_create(data_dir, id)?;
-    let predecessor = state.ledger_id;
+    make_directory(&new).map_err(io)?;
     let state = renewed(state, id, LedgerId(rand::random()));
     let members = BTreeMap::from([(id.0, member)]);
     let membership = Membership::new(vec![BTreeSet::from([id.0])], members).map_err(|e| io(io::Error::other(e)))?;
     let last_membership = StoredMembership::new(Some(last), membership);
     let meta = CheckpointMeta { last_log_id: Some(last), last_membership };
-    CheckpointDirectory::open(&data_dir.join("checkpoints"))?.write(&state, &meta)?;
-    let mut store = LogStore::open(&data_dir.join("log"))?;
-    let vote = Vote::new(last.leader_id.term.saturating_add(1), id.0);
-    futures::executor::block_on(store.save_vote(&vote)).map_err(io)?;
+    CheckpointDirectory::open(&new.join("checkpoints"))?.write(&state, &meta)?;
+    LogStore::make(&new.join("log"), &Vote::new(last.leader_id.term.saturating_add(1), id.0))?;
+    Identity::load_or_create(&new, id)?;
+    sync(&new).map_err(io)?;
+    fs::rename(&new, data_dir.join(RENEWING)).map_err(io)?;
+    sync(data_dir).map_err(io)
+}
+
+/// Moves what is left to move, and says what the new ledger is.
+fn finish(data_dir: &Path) -> Result<Renewed, OfflineError> {
+    let new = data_dir.join(RENEWING);
+    let kept = kept_beside(&new, data_dir)?;
+    for part in PARTS {
+        put_in_place(&new, &kept, data_dir, part)?;
+    }
+    let done = |source| OfflineError::Io { action: "remove", path: new.clone(), source };
+    let state = newest(data_dir)?;
+    fs::remove_dir(&new).and_then(|()| sync(data_dir)).map_err(done)?;
     Ok(Renewed {
         ledger_id: state.ledger_id.unwrap_or_default(),
-        predecessor,
+        predecessor: state.predecessors.last().copied(),
         revision: state.revision,
         sandboxes: state.sandboxes.len(),
         nodes: state.nodes.len(),
-        kept,
+        kept: Some(kept).filter(|kept| kept.exists()),
     })
+}
+
+/// One part: what was before goes aside, nothing is thrown away. A part that is in its place already stays.
+fn put_in_place(new: &Path, kept: &Path, data_dir: &Path, part: &str) -> Result<(), OfflineError> {
+    let (from, to, aside) = (new.join(part), data_dir.join(part), kept.join(part));
+    let io = |source| OfflineError::Io { action: "move", path: to.clone(), source };
+    if !from.exists() {
+        return Ok(());
+    }
+    if to.exists() {
+        make_directory(kept).map_err(io)?;
+        fs::rename(&to, &aside).and_then(|()| sync(kept)).map_err(io)?;
+    }
+    fs::rename(&from, &to).and_then(|()| sync(data_dir)).map_err(io)
+}
+
+/// Where the earlier content goes: named after the new ledger, so that it is the same after a crash.
+fn kept_beside(new: &Path, data_dir: &Path) -> Result<PathBuf, OfflineError> {
+    let whole = if new.join("checkpoints").exists() { new } else { data_dir };
+    let ledger = newest(whole)?.ledger_id.unwrap_or_default().to_string();
+    Ok(data_dir.join(format!("before-recovery-{}", ledger.get(..8).unwrap_or(&ledger))))
+}
+
+/// The state in the newest checkpoint below `directory`.
+fn newest(directory: &Path) -> Result<State, OfflineError> {
+    let checkpoints = CheckpointDirectory::open(&directory.join("checkpoints"))?;
+    let loaded = checkpoints.load(|_| ())?;
+    Ok(loaded.ok_or_else(|| OfflineError::Nothing(directory.to_owned()))?.state)
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    fs::File::open(directory)?.sync_all()
 }
 
 /// The same facts as a new ledger.
@@ -175,4 +230,106 @@ pub fn renewed(mut state: State, id: ReplicaId, ledger_id: LedgerId) -> State {
         }
     }
     state
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::raft::codec::samples;
+    use crate::raft::{Replica, ReplicaConfig, StartError};
+
+    const ID: ReplicaId = ReplicaId(1);
+
+    /// A directory that holds a ledger of one sandbox.
+    fn ledger(data_dir: &Path) -> LedgerId {
+        let mut state = State { ledger_id: Some(LedgerId(0xa11ce)), revision: 40, ..State::default() };
+        let life = Life::Running { node: samples::node(), since: Default::default() };
+        state.put_sandbox(Arc::new(samples::sandbox(life)));
+        prepare(state, LogId::new_term_index(1, 40), data_dir, ID, Member::default()).unwrap();
+        let made = finish(data_dir).unwrap();
+        assert_eq!((made.kept, made.sandboxes), (None, 1));
+        made.ledger_id
+    }
+
+    /// sled gives its lock back a moment after the last handle went; there is nothing to wait for.
+    fn store(data_dir: &Path) -> LogStore {
+        let looks = std::iter::repeat_with(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            LogStore::open(&data_dir.join("log")).ok()
+        });
+        looks.take(2000).flatten().next().unwrap()
+    }
+
+    /// Wherever a crash stops it, the same command again ends as if there had been none.
+    #[test]
+    fn a_recovery_that_was_cut_off_goes_on_where_it_stopped() {
+        for moves in 0..=2 * PARTS.len() {
+            let directory = tempfile::tempdir().unwrap();
+            let data_dir = directory.path();
+            let before = ledger(data_dir);
+            let old_identity = fs::read(data_dir.join("identity")).unwrap();
+            prepare(newest(data_dir).unwrap(), LogId::new_term_index(1, 40), data_dir, ID, Member::default()).unwrap();
+            cut_off(data_dir, moves);
+            let done = recover_quorum(data_dir, ID, Member::default()).unwrap();
+            assert_eq!((done.predecessor, done.sandboxes), (Some(before), 1), "after {moves} moves");
+            let kept = done.kept.unwrap();
+            assert_eq!(fs::read(kept.join("identity")).unwrap(), old_identity);
+            assert!(PARTS.iter().all(|part| kept.join(part).exists() && data_dir.join(part).exists()));
+            assert!(!is_unfinished(data_dir));
+            assert_eq!(newest(data_dir).unwrap().ledger_id, Some(done.ledger_id));
+            assert!(!store(data_dir).is_empty().unwrap(), "it has its vote");
+        }
+    }
+
+    /// As a crash leaves it after so many moves.
+    fn cut_off(data_dir: &Path, moves: usize) {
+        let new = data_dir.join(RENEWING);
+        let kept = kept_beside(&new, data_dir).unwrap();
+        fs::create_dir(&kept).unwrap();
+        let steps = PARTS
+            .iter()
+            .flat_map(|part| [(data_dir.join(part), kept.join(part)), (new.join(part), data_dir.join(part))]);
+        for (from, to) in steps.take(moves) {
+            fs::rename(from, to).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_not_written_whole_is_thrown_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = ledger(directory.path());
+        fs::create_dir_all(directory.path().join(UNFINISHED).join("log")).unwrap();
+        prepare(
+            newest(directory.path()).unwrap(),
+            LogId::new_term_index(1, 40),
+            directory.path(),
+            ID,
+            Member::default(),
+        )
+        .unwrap();
+        assert_eq!(finish(directory.path()).unwrap().predecessor, Some(before));
+        assert!(!directory.path().join(UNFINISHED).exists());
+    }
+
+    #[tokio::test]
+    async fn a_replica_does_not_start_on_half_a_recovery() {
+        let directory = tempfile::tempdir().unwrap();
+        ledger(directory.path());
+        let state = newest(directory.path()).unwrap();
+        prepare(state, LogId::new_term_index(1, 40), directory.path(), ID, Member::default()).unwrap();
+        let config = ReplicaConfig {
+            id: ID,
+            data_dir: directory.path().to_owned(),
+            initial_members: BTreeMap::new(),
+            heartbeat: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(500),
+            tls: Default::default(),
+            checkpoint_every: 1000,
+        };
+        let error = Replica::start(config).await.unwrap_err();
+        assert!(matches!(error, StartError::Unfinished(_)), "{error}");
+        assert!(error.to_string().contains("again"), "it says what to do");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::metrics::counter;
@@ -25,11 +25,14 @@ use warren_proto::v1::raft_service_server::RaftServiceServer;
 use super::batcher::{self, Proposal};
 use super::checkpoint::{Backup, CheckpointDirectory, CheckpointError};
 use super::confirm;
+use super::failure::Failure;
 use super::hash::Hashes;
 use super::identity::{Identity, IdentityError};
 use super::log_store::{LogStore, OpenError};
 use super::members;
 use super::network::{MAX_MESSAGE_BYTES, Network};
+use super::offline;
+use super::origin::Origin;
 use super::proposer::Proposer;
 use super::service::RaftApi;
 use super::state_machine::StateMachine;
@@ -50,6 +53,10 @@ const LAG_INTERVALS: u64 = 2;
 
 /// How long one round of hearing from a quorum may take, in election timeouts.
 const READ_TIMEOUT_ELECTIONS: u32 = 4;
+
+/// A member that was heard from within this counts as reachable, for what people are shown and for who may leave. Thirty
+/// heartbeats of the default: under load one that is late by an election timeout is no news.
+pub const REACHABLE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a replica must be told.
 #[derive(Debug, Clone)]
@@ -72,9 +79,9 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(
-        "the data directory of replica {0} is new, but the group knows this replica with another one: its disk was lost or \
-         replaced. It must not vote again under this id. Take it out (`warrenctl server leave {0}`), and start it with a new \
-         replica_id and `--join`"
+        "the data directory of replica {0} remembers nothing, but the group knows this replica: its disk was lost or \
+         replaced, or its log was removed. It must not vote again under this id. Take it out (`warrenctl server leave {0}`), \
+         and start it with a new replica_id, an empty directory and `--join`"
     )]
     DiskLost(ReplicaId),
     #[error(transparent)]
@@ -86,6 +93,11 @@ pub enum StartError {
          lost. Keep a copy of the directory, and let the replica join again, empty and under a new id"
     )]
     Gap { purged: u64, applied: u64 },
+    #[error(
+        "a restore or a recovery of {0} was begun and not finished: run the same command (`restore FILE` or \
+         `recover-quorum`) again, it goes on where it stopped"
+    )]
+    Unfinished(PathBuf),
     #[error("raft configuration: {0}")]
     Config(#[from] openraft::ConfigError),
     #[error("start raft: {0}")]
@@ -180,7 +192,7 @@ pub struct MemberStatus {
     pub peer_address: String,
     pub role: MemberRole,
     pub matched_index: u64,
-    /// Heard from within the last election timeout.
+    /// Heard from within [`REACHABLE_WITHIN`].
     pub reachable: bool,
 }
 
@@ -190,13 +202,13 @@ pub struct Replica(Arc<Inner>);
 
 struct Inner {
     id: ReplicaId,
-    identity: Identity,
+    origin: Origin,
+    failure: Failure,
     hashes: Hashes,
     tls: ClientTls,
     raft: Raft,
     store: LogStore,
     checkpoints: CheckpointDirectory,
-    states: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Leadership>,
     proposals: mpsc::Sender<Proposal>,
     confirmations: mpsc::Sender<confirm::Asker>,
@@ -268,7 +280,14 @@ impl Replica {
     /// empty.
     pub async fn start(config: ReplicaConfig) -> Result<Self, StartError> {
         let raft_config = Arc::new(raft_config(&config)?);
-        let identity = Identity::load_or_create(&config.data_dir, config.id)?;
+        if offline::is_unfinished(&config.data_dir) {
+            return Err(StartError::Unfinished(config.data_dir.clone()));
+        }
+        let known = Identity::load(&config.data_dir, config.id)?;
+        // It is made after the log.
+        if known.is_some() && !config.data_dir.join("log").exists() {
+            return Err(StartError::DiskLost(config.id));
+        }
         let (threads, runtime) = Threads::start()?;
         let opening = config.clone();
         let opened = runtime.spawn_blocking(move || open(&opening)).await;
@@ -276,9 +295,11 @@ impl Replica {
             Ok(opened) => opened?,
             Err(error) => return Err(StartError::Raft(error.to_string())),
         };
-        refuse_lost_disk(&config, &identity, &store).await?;
+        refuse_lost_disk(&config, &store).await?;
+        let identity = Identity::load_or_create(&config.data_dir, config.id)?;
         let (states, hashes) = (machine.subscribe(), machine.hashes());
-        let network = Network { tls: config.tls.clone(), identity, states: states.clone() };
+        let origin = Origin { identity, states };
+        let network = Network { tls: config.tls.clone(), origin: origin.clone() };
         let (id, log) = (config.id.0, store.clone());
         let started = runtime.spawn(async move { Raft::new(id, raft_config, network, log, machine).await }).await;
         let raft =
@@ -286,7 +307,8 @@ impl Replica {
         initialize(&raft, &config).await?;
 
         let (leading, leadership) = watch::channel(Leadership::Follower { leader: None });
-        runtime.spawn(watch_leadership(raft.clone(), leading));
+        let (failure, stop) = (Failure::default(), CancellationToken::new());
+        runtime.spawn(watch_raft(raft.clone(), leading, failure.clone(), stop.clone()));
         let (proposals, queue) = mpsc::channel(batcher::QUEUE);
         runtime.spawn(batcher::run(raft.clone(), queue));
         let (confirmations, askers) = mpsc::channel(confirm::QUEUE);
@@ -297,19 +319,19 @@ impl Replica {
         }));
         Ok(Self(Arc::new(Inner {
             id: config.id,
-            identity,
+            origin,
+            failure,
             hashes,
             tls: config.tls.clone(),
             raft,
             store,
             checkpoints,
-            states,
             leadership,
             proposals,
             confirmations,
             election_timeout: config.election_timeout,
             runtime,
-            stop: CancellationToken::new(),
+            stop,
             _threads: threads,
         })))
     }
@@ -323,9 +345,10 @@ impl Replica {
         let api = RaftApi {
             raft: self.0.raft.clone(),
             checkpoints: self.0.checkpoints.clone(),
-            identity: self.0.identity,
-            states: self.0.states.clone(),
+            origin: self.0.origin.clone(),
             proposer: self.proposer(),
+            failure: self.0.failure.clone(),
+            told: Mutex::default(),
         };
         let service = RaftServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -334,13 +357,13 @@ impl Replica {
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;
         }
-        let stop = self.0.stop.clone();
+        let (stop, failure) = (self.0.stop.clone(), self.0.failure.clone());
         self.0.runtime.spawn(async move {
             // Set here: the server's own setting does not count for connections that it is given.
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let served = server.add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled());
             if let Err(error) = served.await {
-                error!(%error, "serve peers");
+                failure.report(format!("serve peers: {error}"));
             }
         });
         Ok(())
@@ -364,7 +387,26 @@ impl Replica {
     }
 
     pub fn identity(&self) -> Identity {
-        self.0.identity
+        self.0.origin.identity
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    /// Says why this replica cannot go on; the process is to end.
+    pub fn fail(&self, cause: String) {
+        self.0.failure.report(cause);
+    }
+
+    /// Why it cannot go on, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure.cause()
+    }
+
+    /// Returns once this replica cannot go on, with the cause: Raft has stopped by itself, or somebody called [`fail`](Self::fail).
+    pub async fn failed(&self) -> String {
+        self.0.failure.wait().await
     }
 
     /// Commands that wait to be put into an entry.
@@ -396,12 +438,12 @@ impl Replica {
 
     /// The state as of the last applied entry here.
     pub fn state(&self) -> Arc<State> {
-        self.0.states.borrow().clone()
+        self.0.origin.states.borrow().clone()
     }
 
     /// Follows the state; a value is there before those who caused it are answered.
     pub fn watch_state(&self) -> watch::Receiver<Arc<State>> {
-        self.0.states.clone()
+        self.0.origin.states.clone()
     }
 
     /// A state that holds everything that was acknowledged before the call. On the leader only.
@@ -458,7 +500,7 @@ impl Replica {
             .map(|(id, member)| {
                 let matched = metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
                 let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(id).copied().flatten());
-                let heard = heard.is_some_and(|at| at.elapsed() <= self.0.election_timeout);
+                let reachable = *id == own || is_reachable(heard.map(|at| at.elapsed()), self.0.election_timeout);
                 MemberStatus {
                     id: ReplicaId(*id),
                     api_address: member.api_address.clone(),
@@ -473,7 +515,7 @@ impl Replica {
                         _ if *id == own => metrics.last_log_index.unwrap_or(0),
                         matched => matched.map_or(0, |log_id| log_id.index),
                     },
-                    reachable: *id == own || heard,
+                    reachable,
                 }
             })
             .collect()
@@ -488,6 +530,10 @@ impl Replica {
     }
 }
 
+fn is_reachable(silent_for: Option<Duration>, election_timeout: Duration) -> bool {
+    silent_for.is_some_and(|silence| silence <= REACHABLE_WITHIN.max(election_timeout))
+}
+
 type Opened = (LogStore, StateMachine, CheckpointDirectory);
 
 /// Reads what is on disk, and makes sure that checkpoint and log meet.
@@ -495,6 +541,10 @@ fn open(config: &ReplicaConfig) -> Result<Opened, StartError> {
     let store = LogStore::open(&config.data_dir.join("log"))?;
     let checkpoints = CheckpointDirectory::open(&config.data_dir.join("checkpoints"))?;
     let machine = StateMachine::open(checkpoints.clone())?;
+    // No checkpoint is older than the first vote.
+    if machine.applied_index().is_some() && store.is_empty().map_err(StartError::Threads)? {
+        return Err(StartError::DiskLost(config.id));
+    }
     let applied = machine.applied_index().unwrap_or(0);
     match store.purged_index().map_err(StartError::Threads)? {
         Some(purged) if purged > applied => Err(StartError::Gap { purged, applied }),
@@ -502,15 +552,16 @@ fn open(config: &ReplicaConfig) -> Result<Opened, StartError> {
     }
 }
 
-/// Whether this replica's directory is new although the group knows it with another: its disk is gone, and with it what it had
-/// promised. The other members are asked; where none answers, the group is being formed, or all of it is down.
-async fn refuse_lost_disk(config: &ReplicaConfig, own: &Identity, store: &LogStore) -> Result<(), StartError> {
+/// Whether this replica remembers nothing although the group knows its disk, this one or another: what it had promised is gone.
+/// A replica announces its disk only after it has written into its log. The other members are asked; where none answers, the group
+/// is being formed, or all of it is down: then it is found out when this replica announces itself.
+async fn refuse_lost_disk(config: &ReplicaConfig, store: &LogStore) -> Result<(), StartError> {
     if !store.is_empty().map_err(StartError::Threads)? {
         return Ok(());
     }
     let others = config.initial_members.iter().filter(|(id, _)| **id != config.id).map(|(_, member)| member);
     for known in join_all(others.map(|member| members::identify(member, config.id, &config.tls))).await {
-        if known.is_some_and(|disk| disk != 0 && disk != own.disk) {
+        if known.is_some_and(|disk| disk != 0) {
             return Err(StartError::DiskLost(config.id));
         }
     }
@@ -545,12 +596,17 @@ async fn linearizer(raft: &Raft, limit: Duration) -> Result<Linearizer, ProposeE
     }
 }
 
-/// Turns openraft's metrics into [`Leadership`], until Raft stops.
-async fn watch_leadership(raft: Raft, leading: watch::Sender<Leadership>) {
+/// Turns openraft's metrics into [`Leadership`], until Raft stops; where nobody stopped it, that is a failure.
+async fn watch_raft(raft: Raft, leading: watch::Sender<Leadership>, failure: Failure, stop: CancellationToken) {
     let mut metrics = raft.metrics();
     loop {
         let now = {
             let seen = metrics.borrow_and_update();
+            if let Err(fatal) = &seen.running_state
+                && !stop.is_cancelled()
+            {
+                failure.report(format!("raft has stopped: {fatal}"));
+            }
             let applied_term = seen.last_applied.map(|log_id| log_id.leader_id.term);
             if seen.state == ServerState::Leader && applied_term == Some(seen.current_term) {
                 Leadership::Leader { term: seen.current_term }
@@ -572,5 +628,20 @@ async fn watch_leadership(raft: Raft, leading: watch::Sender<Leadership>) {
             leading.send_replace(Leadership::Follower { leader: None });
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_heartbeat_is_no_silence() {
+        let election_timeout = Duration::from_millis(300);
+        let reachable = |ms| is_reachable(Some(Duration::from_millis(ms)), election_timeout);
+        assert!(reachable(0) && reachable(301) && reachable(3000));
+        assert!(!reachable(3001));
+        assert!(!is_reachable(None, election_timeout), "never heard from");
+        assert!(is_reachable(Some(Duration::from_secs(5)), Duration::from_secs(6)), "slow by choice");
     }
 }

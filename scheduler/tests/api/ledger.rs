@@ -233,8 +233,12 @@ async fn the_group_the_level_and_the_rules_answer_operators() {
     let remove = |replica_id| RemoveReplicaRequest { replica_id };
     refused(api.remove_replica(remove(9)).await, NotFound, ErrorReason::ReplicaNotFound);
     refused(api.remove_replica(remove(1)).await, FailedPrecondition, ErrorReason::Membership);
-    let join =
-        JoinReplicaRequest { replica_id: 1, api_address: "h:1".into(), peer_address: "h:2".into(), standby: false };
+    let join = JoinReplicaRequest {
+        replica_id: 1,
+        api_address: "h:1".into(),
+        peer_address: "h:2".into(),
+        ..Default::default()
+    };
     refused(api.join_replica(join.clone()).await, FailedPrecondition, ErrorReason::Membership);
     let nowhere = JoinReplicaRequest { api_address: "nowhere".into(), ..join };
     refused(api.join_replica(nowhere).await, InvalidArgument, ErrorReason::InvalidField);

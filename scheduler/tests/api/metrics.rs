@@ -1,7 +1,11 @@
 //! What Prometheus scrapes: legal, described, and no more series for more tenants and sandboxes.
 
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use warren_scheduler::metrics;
 
 use super::*;
@@ -38,7 +42,30 @@ async fn the_page_is_clean_and_its_series_do_not_grow_with_what_runs() {
         assert!(text.lines().any(|line| line.starts_with(name)), "no {name}");
     }
     check_with_promtool(&text);
+    check_health(&region, exporter).await;
     region.end().await;
+}
+
+/// A replica that cannot go on does not look alive.
+async fn check_health(region: &Region, exporter: PrometheusHandle) {
+    let listener = bind().await;
+    let address = listener.local_addr().unwrap();
+    let serving = warren_scheduler::http::serve(region.controller.clone(), exporter, listener, region.stop.clone());
+    tokio::spawn(serving);
+    let page = get(address, "/healthz").await;
+    assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
+    region.replica.fail("the disk is full".to_owned());
+    let page = get(address, "/healthz").await;
+    assert!(page.starts_with("HTTP/1.1 503") && page.ends_with("not ok: the disk is full\n"), "{page}");
+}
+
+async fn get(address: SocketAddr, page: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 fn check_with_promtool(text: &str) {

@@ -76,7 +76,8 @@ pub async fn run(client: &Client, output: &Output, command: ServerCommand) -> Re
             }
         }
         ServerCommand::Join { id, peer, api, standby } => {
-            let request = JoinReplicaRequest { replica_id: id, api_address: api, peer_address: peer, standby };
+            let request =
+                JoinReplicaRequest { replica_id: id, api_address: api, peer_address: peer, standby, itself: false };
             client
                 .call(|c| {
                     let r = within(request.clone());

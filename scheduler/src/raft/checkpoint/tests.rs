@@ -104,6 +104,18 @@ fn the_region_and_the_events_come_back() {
 }
 
 #[test]
+fn one_of_a_newer_level_is_refused_and_no_older_one_hides_it() {
+    let (directory, _older) = written();
+    let checkpoints = CheckpointDirectory::open(directory.path()).unwrap();
+    let later = CheckpointMeta { last_log_id: Some(crate::raft::types::LogId::new_term_index(7, 5000)), ..meta() };
+    let newer = State { level: crate::state::level::Level::MAX.next(), ..state() };
+    let newest = checkpoints.write(&newer, &later).unwrap();
+    let error = checkpoints.load(|_| ()).unwrap_err();
+    assert!(matches!(&error, CheckpointError::TooNew { path, .. } if *path == newest.path), "{error}");
+    assert!(error.to_string().contains("run a newer build"), "{error}");
+}
+
+#[test]
 fn one_changed_byte_or_a_missing_end_is_found_out() {
     let (directory, file) = written();
     let whole = fs::read(&file.path).unwrap();

@@ -222,7 +222,7 @@ fn update_to(
             egress: egress.unwrap_or_default(),
             priority: priority.unwrap_or_default(),
         })),
-        if_revision: if_revision.unwrap_or(0),
+        if_revision,
         request: request.map(Into::into),
     }
 }
@@ -232,7 +232,7 @@ fn update(body: pb::StoredUpdateSandbox) -> Result<Body, CodecError> {
     Ok(Body::UpdateSandbox {
         sandbox: part::sandbox(&body.sandbox, "sandbox")?,
         change: Change::of(new, body.labels, body.annotations, body.expiry, body.egress, body.priority),
-        if_revision: Some(body.if_revision).filter(|revision| *revision > 0),
+        if_revision: body.if_revision,
         request: part::request(body.request)?,
     })
 }

@@ -15,8 +15,13 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use crate::state::level::Level;
+
 /// Version of every message on disk. Raised when an older build could misread a newer one's bytes.
 pub const VERSION: u32 = 1;
+
+/// What helps where bytes are of a build that knows more.
+pub const RUN_NEWER: &str = "run a newer build of the scheduler on this replica";
 
 /// Bytes that are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,13 +32,21 @@ pub enum CodecError {
     Malformed { field: &'static str },
     #[error("`{field}` has version {got}; this build reads {VERSION}")]
     Version { field: &'static str, got: u32 },
+    #[error("the ledger follows level {got} of its rules, this build knows up to {known}", known = Level::MAX)]
+    Level { got: Level },
     #[error("not protobuf: {0}")]
     Wire(#[from] prost::DecodeError),
 }
 
 impl From<CodecError> for std::io::Error {
     fn from(error: CodecError) -> Self {
-        Self::new(std::io::ErrorKind::InvalidData, error)
+        let kind = match error {
+            CodecError::Version { .. } | CodecError::Level { .. } => std::io::ErrorKind::Unsupported,
+            CodecError::Missing { .. } | CodecError::Malformed { .. } | CodecError::Wire(_) => {
+                std::io::ErrorKind::InvalidData
+            }
+        };
+        Self::new(kind, error)
     }
 }
 

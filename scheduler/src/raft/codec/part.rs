@@ -173,7 +173,7 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
             secrets: from.secrets.iter().map(secret).collect(),
             restart: restart_to(from.restart),
             isolation: isolation_to(from.isolation),
-            queue_timeout_ms: from.queue_timeout_ms.unwrap_or(0),
+            queue_timeout_ms: from.queue_timeout_ms,
         }
     }
 }
@@ -189,7 +189,7 @@ impl TryFrom<pb::StoredSandboxSpec> for SandboxSpec {
             settings: Settings { labels: map(from.labels), ..settings(from.settings.unwrap_or_default())? },
             restart: restart(from.restart),
             isolation: isolation(from.isolation),
-            queue_timeout_ms: Some(from.queue_timeout_ms).filter(|ms| *ms > 0),
+            queue_timeout_ms: from.queue_timeout_ms,
             secrets: from.secrets.into_iter().map(|secret| (secret.name, secret.sealed)).collect(),
             resources: resources(from.resources)?,
             pids: from.pids,

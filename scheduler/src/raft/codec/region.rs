@@ -62,7 +62,12 @@ pub fn region_to(state: &State, events_after: Position) -> pb::StoredRegion {
 pub fn region_from(state: &mut State, from: pb::StoredRegion) -> Result<Position, CodecError> {
     let pauses = from.pauses.unwrap_or_default();
     let lapse = |lapse: &pb::StoredLapse| Ok((LogTime(lapse.at_ms), part::node(&lapse.node, "region.lapses")?));
-    state.level = Level(from.level);
+    let level = Level(from.level);
+    // Its rules are not known here: to go on would be to guess what the others apply.
+    if level > Level::MAX {
+        return Err(CodecError::Level { got: level });
+    }
+    state.level = level;
     let predecessors = from.predecessors.iter().map(|id| u128_of(id, "region.predecessors").map(LedgerId));
     state.predecessors = predecessors.collect::<Result<_, _>>()?;
     state.restored_floor = Epoch(from.restored_floor);

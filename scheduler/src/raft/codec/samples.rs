@@ -134,6 +134,37 @@ pub(crate) fn reason() -> PendingReason {
     PendingReason { code: PendingCode::ShortOfMemory, message: "2 GiB short".into() }
 }
 
+/// Every code. A new one does not compile until it has a name here, and does not pass without a sample.
+pub(crate) fn reasons() -> Vec<(&'static str, PendingReason)> {
+    let name = |code| match code {
+        PendingCode::NoNodes => "reason_no_nodes",
+        PendingCode::ShortOfCpu => "reason_short_of_cpu",
+        PendingCode::ShortOfMemory => "reason_short_of_memory",
+        PendingCode::ShortOfDisk => "reason_short_of_disk",
+        PendingCode::TooLarge => "reason_too_large",
+        PendingCode::Conflict => "reason_conflict",
+        PendingCode::StartFailed => "reason_start_failed",
+        PendingCode::ShortOfGpus => "reason_short_of_gpus_2",
+        PendingCode::Paused => "reason_paused_2",
+        PendingCode::Restarting => "reason_restarting_2",
+        PendingCode::NodeDown => "reason_node_down_2",
+    };
+    let codes = [
+        PendingCode::NoNodes,
+        PendingCode::ShortOfCpu,
+        PendingCode::ShortOfMemory,
+        PendingCode::ShortOfDisk,
+        PendingCode::TooLarge,
+        PendingCode::Conflict,
+        PendingCode::StartFailed,
+        PendingCode::ShortOfGpus,
+        PendingCode::Paused,
+        PendingCode::Restarting,
+        PendingCode::NodeDown,
+    ];
+    codes.into_iter().map(|code| (name(code), PendingReason { code, message: "why".into() })).collect()
+}
+
 pub(crate) fn exit() -> Exit {
     Exit { code: 137, signal: 9, oom_killed: true }
 }
@@ -296,6 +327,13 @@ pub(crate) fn membership() -> Membership {
     Membership::new(vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3])], members).unwrap()
 }
 
+/// With a standby, and with a learner that is none.
+pub(crate) fn membership_with_standby() -> Membership {
+    let member = |n: u64| Member { peer_address: format!("p{n}:1"), api_address: format!("a{n}:2"), standby: n == 3 };
+    let members: BTreeMap<u64, Member> = (1..=3).map(|id| (id, member(id))).collect();
+    Membership::new(vec![BTreeSet::from([1])], members).unwrap()
+}
+
 pub(crate) fn entries() -> Vec<(&'static str, Entry)> {
     // Two, for good: each new body has a line of its own.
     let two = ["put_replica", "delete_template"];
@@ -385,6 +423,10 @@ pub(crate) fn silent_node() -> Node {
     }
 }
 
+pub(crate) fn suspect_node() -> Node {
+    Node { condition: Condition::Suspect, since: LogTime(9), suspected: LogTime(9), ..whole_node() }
+}
+
 /// Lives and settings that the second level knows.
 pub(crate) fn sandboxes_of_second_level() -> Vec<(&'static str, Sandbox)> {
     let at = LogTime(12);
@@ -420,6 +462,16 @@ pub(crate) fn event() -> Event {
     let life = Life::Running { node: node(), since: LogTime(1) };
     let (sandbox, before) = (Arc::new(sandbox(life)), None);
     Event { position: Position { index: 9, ordinal: 2 }, kind: EventKind::Created, sandbox, before }
+}
+
+/// The other kinds, with the sandbox as it was before.
+pub(crate) fn later_events() -> Vec<(&'static str, Event)> {
+    let before = Some(event().sandbox);
+    let life = Life::Stopping { node: node(), since: LogTime(2) };
+    let stopping = Arc::new(Sandbox { revision: 100, ..sandbox(life) });
+    let updated = Event { kind: EventKind::Updated, sandbox: stopping, before: before.clone(), ..event() };
+    let deleted = Event { kind: EventKind::Deleted, before, ..event() };
+    vec![("event_updated_2", updated), ("event_deleted_2", deleted)]
 }
 
 pub(crate) fn answers() -> Vec<(&'static str, Scope, Answer)> {

@@ -21,13 +21,17 @@ use super::region::{event_from, event_to, region_from, region_to};
 use super::samples::*;
 use crate::raft::types::{Batch, Entry, LogId, Vote};
 use crate::state::State;
-use crate::state::command::{Body, Caller, Command, Decision, LogTime, Observation, Observed, Phase, RequestKey, Role};
+use crate::state::command::{
+    BatchItem, Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase, ReplicaRecord,
+    RequestKey, Role,
+};
 use crate::state::event::Position;
+use crate::state::level::Level;
 use crate::state::node::{Node, NodeReport};
-use crate::state::sandbox::{Exit, PendingCode, PendingReason, Sandbox, SandboxSpec};
-use crate::state::settings::Settings;
+use crate::state::sandbox::{Exit, PendingReason, Sandbox, SandboxSpec};
+use crate::state::settings::{Egress, Expiry, Isolation, MAX_PRIORITY, Restart, Settings};
 use crate::state::template::Template;
-use crate::state::tenant::Tenant;
+use crate::state::tenant::{Quota, Tenant};
 
 const GOLDEN: &str = include_str!("../../../tests/golden/storage.txt");
 
@@ -135,6 +139,19 @@ fn bytes_on_disk_stay_as_they_are() {
     let limited = Tenant { quota: Some(quota()), creates_left: (500, LogTime(7)), ..owner().1 };
     golden.check("tenant_2", &(tenant(), limited), |(id, tenant)| tenant_to(id, tenant), tenant_from);
     golden.check("event_2", &event(), event_to, event_from);
+    for (name, event) in later_events() {
+        golden.check(name, &event, event_to, event_from);
+    }
+    for (name, reason) in reasons() {
+        golden.check(name, &reason, |r| pb::StoredPendingReason::from(r), TryInto::try_into);
+    }
+    golden.check("node_suspect_2", &suspect_node(), |n| pb::StoredNode::from(n), TryInto::try_into);
+    golden.check(
+        "membership_standby",
+        &membership_with_standby(),
+        |m| membership_to(None, m),
+        |m| membership_from(&m).map(|stored| stored.membership().clone()),
+    );
     check_region(&mut golden);
     for (name, scope, answer) in answers() {
         let value = (scope, request().id, answer);
@@ -239,74 +256,174 @@ fn any_request() -> impl Strategy<Value = Option<RequestKey>> {
 }
 
 fn any_reason() -> impl Strategy<Value = PendingReason> {
-    let code = prop::sample::select(vec![
-        PendingCode::NoNodes,
-        PendingCode::ShortOfCpu,
-        PendingCode::ShortOfMemory,
-        PendingCode::ShortOfDisk,
-        PendingCode::TooLarge,
-        PendingCode::Conflict,
-        PendingCode::StartFailed,
-    ]);
-    (code, ".{0,20}").prop_map(|(code, message)| PendingReason { code, message })
+    (prop::sample::select(reasons()), ".{0,20}").prop_map(|((_, reason), message)| PendingReason { message, ..reason })
 }
 
-fn any_spec() -> impl Strategy<Value = SandboxSpec> {
-    let command = prop::collection::vec(".{0,9}", 0..4);
-    (command, any_map(), ".{0,9}", any_map(), any_resources(), any::<u64>()).prop_map(
-        |(command, environment, working_directory, labels, resources, pids)| {
-            let template = template_id();
-            let settings = Settings { labels: labels.into_iter().collect(), ..settings() };
-            let environment = environment.into_iter().collect();
-            SandboxSpec { template, command, environment, working_directory, settings, resources, pids, ..full_spec() }
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let expiry = prop_oneof![
+        Just(Expiry::Never),
+        any::<u64>().prop_map(|at| Expiry::At(LogTime(at))),
+        any::<u64>().prop_map(Expiry::After),
+    ];
+    let egress = prop_oneof![
+        Just(Egress::None),
+        Just(Egress::Public),
+        prop::collection::vec(".{0,9}", 0..3).prop_map(Egress::List),
+    ];
+    (any_map(), any_map(), expiry, egress, 0..=MAX_PRIORITY).prop_map(
+        |(labels, annotations, expiry, egress, priority)| Settings {
+            labels: labels.into_iter().collect(),
+            annotations: annotations.into_iter().collect(),
+            expiry,
+            egress,
+            priority,
         },
     )
 }
 
-fn any_body() -> impl Strategy<Value = Body> {
-    let decision = prop_oneof![any_id().prop_map(Decision::Place), any_reason().prop_map(Decision::Queue)];
+fn any_spec() -> impl Strategy<Value = SandboxSpec> {
+    let command = prop::collection::vec(".{0,9}", 0..4);
+    let secrets = prop::collection::btree_map("[A-Z]{1,4}", any::<Vec<u8>>(), 0..3);
+    let restart = prop::sample::select(vec![Restart::Never, Restart::OnFailure, Restart::Always]);
+    let isolation = prop::sample::select(vec![Isolation::Keep, Isolation::Freeze]);
+    let process = (command, any_map(), ".{0,9}", secrets);
+    let rest = (any_settings(), any_resources(), any::<u64>(), restart, isolation, any_limit());
+    (process, rest).prop_map(|(process, rest)| {
+        let (command, environment, working_directory, secrets) = process;
+        let (settings, resources, pids, restart, isolation, queue_timeout_ms) = rest;
+        SandboxSpec {
+            template: template_id(),
+            command,
+            environment: environment.into_iter().collect(),
+            working_directory,
+            secrets: secrets.iter().map(|(name, sealed)| (name.as_str(), sealed.clone())).collect(),
+            resources,
+            pids,
+            restart,
+            isolation,
+            queue_timeout_ms,
+            settings,
+        }
+    })
+}
+
+/// 0 is a number like others, and not the same as none.
+fn any_limit() -> impl Strategy<Value = Option<u64>> {
+    prop_oneof![Just(None), Just(Some(0)), any::<u64>().prop_map(Some)]
+}
+
+fn any_quota() -> impl Strategy<Value = Quota> {
+    let limit = any_limit;
+    (limit(), limit(), limit(), limit(), limit(), limit()).prop_map(
+        |(cpu, memory, disk, gpus, sandboxes, creates_per_minute)| Quota {
+            cpu: cpu.map(MilliCpu),
+            memory: memory.map(Bytes),
+            disk: disk.map(Bytes),
+            gpus: gpus.map(Gpus),
+            sandboxes,
+            creates_per_minute,
+        },
+    )
+}
+
+fn any_decision() -> impl Strategy<Value = Decision> {
+    prop_oneof![any_id().prop_map(Decision::Place), any_reason().prop_map(Decision::Queue)]
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    (any_settings(), any::<[bool; 5]>()).prop_map(|(new, [labels, annotations, expiry, egress, priority])| {
+        Change::of(new, labels, annotations, expiry, egress, priority)
+    })
+}
+
+fn any_observed() -> impl Strategy<Value = Observed> {
     let phase = prop_oneof![
         prop::sample::select(phases()),
         (any::<(i32, i32, bool)>(), any::<Vec<u8>>()).prop_map(|((code, signal, oom_killed), output_tail)| {
             Phase::Exited { exit: Exit { code, signal, oom_killed }, output_tail }
         }),
+        (".{0,9}", ".{0,9}").prop_map(|(code, message)| Phase::Failed { code, message }),
     ];
-    let seen = (any_name(), any::<u64>(), phase).prop_map(|(sandbox, epoch, phase)| Observed {
+    (any_name(), any::<u64>(), phase).prop_map(|(sandbox, epoch, phase)| Observed {
         sandbox,
         epoch: Epoch(epoch),
         phase,
+    })
+}
+
+/// Bodies of sandboxes.
+fn any_body_of_sandboxes() -> impl Strategy<Value = Body> {
+    let item = (any_name(), any_spec(), any_decision()).prop_map(|(sandbox, spec, decision)| BatchItem {
+        sandbox,
+        spec: spec.into(),
+        decision,
     });
-    let digests = prop::collection::btree_set(any::<[u8; 32]>().prop_map(Digest), 0..4);
+    let epoch = || any::<u64>().prop_map(Epoch);
     prop_oneof![
-        (any_name(), any_spec(), decision, any_request()).prop_map(|(sandbox, spec, decision, request)| {
+        (any_name(), any_spec(), any_decision(), any_request()).prop_map(|(sandbox, spec, decision, request)| {
             Body::CreateSandbox { sandbox, spec: spec.into(), decision, request }
         }),
-        (any_id(), any::<u128>(), prop::collection::vec(seen, 0..5), digests).prop_map(
+        (prop::collection::vec(item, 0..4), any_request())
+            .prop_map(|(items, request)| Body::CreateBatch { items, request }),
+        (any_name(), any_change(), any_limit(), any_request()).prop_map(|(sandbox, change, if_revision, request)| {
+            Body::UpdateSandbox { sandbox, change, if_revision, request }
+        }),
+        (any_name(), epoch(), any_reason()).prop_map(|(sandbox, epoch, reason)| Body::ExplainPending {
+            sandbox,
+            epoch,
+            reason
+        }),
+        (any_name(), epoch(), any_id()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch, node }),
+        (any_name(), epoch()).prop_map(|(sandbox, epoch)| Body::RequeueSandbox { sandbox, epoch }),
+        (any_name(), any_request()).prop_map(|(sandbox, request)| Body::DeleteSandbox { sandbox, request }),
+        prop::collection::vec(any_name(), 0..5).prop_map(|sandboxes| Body::ForgetEnded { sandboxes }),
+        prop::collection::vec(any_name(), 0..5).prop_map(|sandboxes| Body::EndDue { sandboxes }),
+    ]
+}
+
+/// Bodies of nodes and of the region.
+fn any_body_of_the_region() -> impl Strategy<Value = Body> {
+    let digests = prop::option::of(prop::collection::btree_set(any::<[u8; 32]>().prop_map(Digest), 0..4));
+    let flag = any::<Option<bool>>;
+    let owner = prop::option::of(Just(tenant()));
+    let remove = prop::collection::btree_set(".{0,8}", 0..3);
+    prop_oneof![
+        (any_id(), any::<u128>(), prop::collection::vec(any_observed(), 0..5), digests).prop_map(
             |(node, incarnation, sandboxes, templates)| Body::Observe {
                 node,
                 incarnation,
-                observation: Observation { sandboxes, templates: Some(templates) }
+                observation: Observation { sandboxes, templates }
             }
         ),
-        (any_id(), any::<u128>(), ".{0,20}", any::<bool>(), any_resources(), any_map()).prop_map(
-            |(node, incarnation, address, tls, capacity, labels)| Body::RegisterNode {
+        (any_id(), any::<u128>(), ".{0,20}", any::<(bool, bool)>(), any_resources(), any_map()).prop_map(
+            |(node, incarnation, address, (tls, fence), capacity, labels)| Body::RegisterNode {
                 node,
-                report: NodeReport { incarnation, address, tls, capacity, labels, ..report() }
+                report: NodeReport { incarnation, address, tls, capacity, labels, fence, ..report() }
             }
         ),
-        (any_name(), any::<u64>(), any_reason()).prop_map(|(sandbox, epoch, reason)| Body::ExplainPending {
-            sandbox,
-            epoch: Epoch(epoch),
-            reason
+        (any_id(), flag(), any_map(), remove).prop_map(|(node, cordoned, set_labels, remove_labels)| {
+            Body::SetNodePolicy { node, cordoned, set_labels, remove_labels }
         }),
-        (any_name(), any_request()).prop_map(|(sandbox, request)| Body::DeleteSandbox { sandbox, request }),
+        (any::<u64>(), any::<u128>(), any::<[u8; 32]>(), 1u32.., ".{0,9}").prop_map(
+            |(id, disk, token_key, level, api_address)| Body::PutReplica {
+                replica: ReplicaId(id),
+                record: ReplicaRecord { api_address, token_key, disk, max_level: Level(level) },
+            }
+        ),
+        (flag(), flag(), flag()).prop_map(|(creates, placement, moves)| Body::SetPause { creates, placement, moves }),
+        (owner, prop::option::of(any_quota())).prop_map(|(tenant, quota)| Body::SetQuota { tenant, quota }),
+        any::<u32>().prop_map(|level| Body::SetLevel { level: Level(level) }),
         any::<Vec<u64>>().prop_map(|ms| Body::AdvanceTime { samples: ms.into_iter().map(LogTime).collect() }),
-        prop::collection::vec(any_name(), 0..5).prop_map(|sandboxes| Body::ForgetEnded { sandboxes }),
         prop::sample::select(bodies()).prop_map(|(_, body)| body),
     ]
 }
 
+fn any_body() -> impl Strategy<Value = Body> {
+    prop_oneof![any_body_of_sandboxes(), any_body_of_the_region()]
+}
+
 proptest! {
+    /// The leader applies what it was given, the others what they decode: it must be the same.
     #[test]
     fn an_entry_comes_back_as_it_was(
         bodies in prop::collection::vec(any_body(), 0..6),

@@ -153,6 +153,8 @@ async fn without_a_leader_each_replica_is_asked_and_what_is_missing_is_said() {
 #[tokio::test]
 async fn a_doctor_without_a_leader_looks_at_what_is_left() {
     let group = Group::without_a_leader().await;
+    let node = Node { name: "nodes/n1".into(), state: NodeState::Ready.into(), ..Default::default() };
+    group.fakes[0].book().nodes = vec![node];
     let ran = group.ctl(&["doctor"]).await;
     assert_eq!(ran.code, 5, "{ran:?}");
     for about in ["leader", "replica", "disk", "clocks", "builds", "state hash", "rules", "nodes", "orphans", "queue"] {
@@ -160,6 +162,14 @@ async fn a_doctor_without_a_leader_looks_at_what_is_left() {
     }
     assert!(ran.stdout.contains("none: 1 of 3 voters answer and 2 must"), "{ran:?}");
     assert!(group.fakes[0].book().freshness.iter().all(|asked| asked == "stale"), "a read waits for a leader");
+}
+
+#[tokio::test]
+async fn a_doctor_that_reaches_nobody_calls_nothing_well() {
+    let dead = silent_endpoint().await;
+    let ran = run(command(&["--endpoints", &dead, "--timeout", "1s", "doctor"]), b"").await;
+    assert_eq!(ran.code, 5, "{ran:?}");
+    assert!(!ran.stdout.contains("OK") && ran.stdout.contains("is a scheduler listening there?"), "{ran:?}");
 }
 
 #[tokio::test]

@@ -201,6 +201,20 @@ n2     DOWN    6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB   127.0.0.
 }
 
 #[tokio::test]
+async fn the_fullest_node_comes_first_with_what_is_scarce_on_it() {
+    let fake = Fake::start().await;
+    let scarce = Resources { cpu_milli: 1000, memory_bytes: 7 << 30, disk_bytes: 0, pids: 0, gpus: 0 };
+    let full = Node { assigned: Some(scarce), ..node("n2", NodeState::Ready) };
+    fake.book().nodes = vec![node("n1", NodeState::Ready), full];
+    let expected = "\
+NODE   STATE   FULL     OF       SANDBOXES   CPU       MEMORY            DISK
+n2     READY   87.5 %   memory   6           1 / 4     7 GiB / 8 GiB     0 B / 20 GiB
+n1     READY   37.5 %   cpu      6           1.5 / 4   1.5 GiB / 8 GiB   5 GiB / 20 GiB
+";
+    assert_eq!(ctl(&fake, &["top", "nodes"]).await.ok(), expected);
+}
+
+#[tokio::test]
 async fn templates_are_listed() {
     let fake = Fake::start().await;
     let digest = format!("sha256:{}", "ab".repeat(32));

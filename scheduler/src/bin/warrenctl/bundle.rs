@@ -5,24 +5,25 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
-use warren_proto::v1::{GetDebugInfoRequest, ListSandboxesRequest, Sandbox};
+use warren_proto::v1::{GetDebugInfoRequest, ListSandboxesRequest, Sandbox, Template};
 
 use crate::client::{Client, PAGE_SIZE, cluster, sandboxes, within};
 use crate::failure::{Failure, UNAVAILABLE, in_full};
 use crate::output::{Format, Output};
 use crate::replicas::{Answer, group};
-use crate::{node, tenant};
+use crate::{node, template, tenant};
 
 /// Pages of sandboxes in a bundle: the newest would be better, but the first are enough to see what they look like.
 const MAX_PAGES: usize = 10;
 
 const LEFT_OUT: &str = "\
-Left out of this bundle: environments, secrets, command lines, annotations and outputs of sandboxes; tokens; keys.
+Left out of this bundle: environments, secrets, command lines, annotations and outputs of sandboxes; environments and command lines of templates; tokens; keys.
 ";
 
 #[derive(Debug, Subcommand)]
@@ -40,7 +41,7 @@ pub async fn run(client: &Client, command: DebugCommand) -> Result<ExitCode, Fai
     let DebugCommand::Bundle { file } = command;
     let group = group(client).await?;
     let mut bundle = Bundle::new(&file)?;
-    bundle.add("README.txt", LEFT_OUT)?;
+    bundle.add("README.txt", &about(client))?;
     let reading = match &group.leader {
         Ok(status) => {
             bundle.document("region.json", "GetClusterStatusResponse", status)?;
@@ -59,6 +60,7 @@ pub async fn run(client: &Client, command: DebugCommand) -> Result<ExitCode, Fai
         }
     }
     bundle.fetched("nodes.jsonl", "Node", node::all(reading).await)?;
+    bundle.fetched("templates.jsonl", "Template", redacted_templates(reading).await)?;
     bundle.fetched("tenants.jsonl", "Tenant", tenant::all(reading).await)?;
     bundle.fetched("sandboxes.jsonl", "Sandbox", redacted_sandboxes(reading).await)?;
     for answer in group.checks(client).await {
@@ -71,6 +73,21 @@ pub async fn run(client: &Client, command: DebugCommand) -> Result<ExitCode, Fai
     }
     eprint!("{}: could not be had, and is said in missing.txt:\n{missing}", file.display());
     Ok(ExitCode::from(UNAVAILABLE))
+}
+
+/// By what and whom the bundle was made, and what is not in it.
+fn about(client: &Client) -> String {
+    let endpoints: Vec<&str> = client.endpoints().map(|(address, _)| address).collect();
+    format!("warrenctl {}, asking {}\n{LEFT_OUT}", env!("CARGO_PKG_VERSION"), endpoints.join(", "))
+}
+
+async fn redacted_templates(client: &Client) -> Result<Vec<Template>, Failure> {
+    let mut templates = template::all(client).await?;
+    for template in &mut templates {
+        template.environment.clear();
+        template.default_command.clear();
+    }
+    Ok(templates)
 }
 
 /// The name of a file about the replica at an address.
@@ -128,6 +145,8 @@ fn redacted(mut sandbox: Sandbox) -> Sandbox {
 
 struct Bundle {
     archive: tar::Builder<GzEncoder<File>>,
+    /// When, in seconds since 1970.
+    made: u64,
     /// What could not be had, a line each.
     missing: String,
     output: Output,
@@ -135,15 +154,17 @@ struct Bundle {
 
 impl Bundle {
     fn new(file: &Path) -> Result<Self, Failure> {
-        let file = File::create(file).map_err(Failure::io("make the bundle"))?;
+        let file = File::create(file).map_err(Failure::io(format!("make {}", file.display())))?;
         let archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
-        Ok(Self { archive, missing: String::new(), output: Output::new(Format::Json) })
+        let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        Ok(Self { archive, made, missing: String::new(), output: Output::new(Format::Json) })
     }
 
     fn add(&mut self, name: &str, text: &str) -> Result<(), Failure> {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
+        header.set_mtime(self.made);
         header.set_cksum();
         self.archive.append_data(&mut header, name, text.as_bytes()).map_err(Failure::io("write the bundle"))
     }

@@ -12,7 +12,7 @@ use crate::client::{Client, sandboxes};
 use crate::failure::{Failure, UNAVAILABLE, in_full};
 use crate::output::{Format, Output, write};
 use crate::raft::{Comparison, compare};
-use crate::replicas::{Answer, Leaderless, NO_LEADER_ADVICE, group, unreached, votes};
+use crate::replicas::{Answer, Leaderless, NO_LEADER_ADVICE, NOBODY_ADVICE, group, votes};
 use crate::table::{Table, age, last_segment};
 use crate::{node, status};
 
@@ -24,6 +24,9 @@ const DISK_WARN: u32 = 75;
 
 /// The share from which on creates are refused, by default.
 const DISK_FAIL: u32 = 90;
+
+/// Before what to do: under ABOUT.
+const ADVICE_INDENT: &str = "         ";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,13 +74,15 @@ pub async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> 
     };
     let (answers, compared) = compare(client, &group).await;
     findings.extend(of_replicas(&answers));
-    findings.push(of_hashes(&answers, &compared));
-    findings.push(of_rules(&group.checks(client).await));
-    match node::all(reading).await {
-        Ok(nodes) => findings.extend(of_nodes(&nodes)),
-        Err(failure) => findings.push(unseen("nodes", &failure)),
+    if compared.answered > 0 {
+        findings.push(of_hashes(&answers, &compared));
+        findings.push(of_rules(&group.checks(client).await));
+        match node::all(reading).await {
+            Ok(nodes) => findings.extend(of_nodes(&nodes)),
+            Err(failure) => findings.push(unseen("nodes", &failure)),
+        }
+        findings.push(of_queue(reading).await.unwrap_or_else(|failure| unseen("queue", &failure)));
     }
-    findings.push(of_queue(reading).await.unwrap_or_else(|failure| unseen("queue", &failure)));
     show(output, &findings)?;
     Ok(match findings.iter().map(|finding| finding.grade).max() {
         Some(Grade::Fail) => ExitCode::from(1),
@@ -91,7 +96,8 @@ fn unseen(about: &'static str, failure: &Failure) -> Finding {
 }
 
 fn of_leaderless(leaderless: &Leaderless) -> Finding {
-    finding(Grade::Unseen, "leader", format!("none: {}", leaderless.seen()), NO_LEADER_ADVICE)
+    let advice = if leaderless.is_deserted() { NOBODY_ADVICE } else { NO_LEADER_ADVICE };
+    finding(Grade::Unseen, "leader", format!("none: {}", leaderless.seen()), advice)
 }
 
 fn of_group(status: &GetClusterStatusResponse) -> Vec<Finding> {
@@ -141,6 +147,9 @@ fn of_replicas(answers: &[Answer<GetReplicaStatusResponse>]) -> Vec<Finding> {
             "make room: at 90 % creates are refused, and a full disk stops the replica",
         ));
     }
+    if levels.is_empty() {
+        return findings;
+    }
     let here = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| i64::try_from(now.as_secs()).ok());
     clocks.extend(here);
     let apart = clocks.iter().max().zip(clocks.iter().min()).map_or(0, |(most, least)| most - least);
@@ -185,15 +194,19 @@ fn of_rules(checks: &[Answer<CheckStateResponse>]) -> Finding {
         let advice = "see `warrenctl check`, and report this";
         return finding(Grade::Fail, "rules", format!("{wrong} violations"), advice);
     }
-    let missing = unreached(checks);
-    if missing.is_empty() && !checks.is_empty() {
+    let count = said().count();
+    if count == checks.len() && count > 0 {
         return finding(Grade::Ok, "rules", format!("all hold on {} replicas", checks.len()), "");
     }
-    let seen = format!("checked on {} of {} replicas, not on {}", said().count(), checks.len(), missing.join("; "));
-    finding(Grade::Unseen, "rules", seen, "`warrenctl check` again once they answer")
+    let seen = format!("checked on {count} of {} replicas", checks.len());
+    finding(Grade::Unseen, "rules", seen, "`warrenctl check` says why not on the others")
 }
 
 fn of_nodes(nodes: &[Node]) -> Vec<Finding> {
+    if nodes.is_empty() {
+        let advice = "start an agent on each host: `warren-node-agent --help`";
+        return vec![finding(Grade::Warn, "nodes", "none is registered", advice)];
+    }
     let silent: Vec<String> = nodes
         .iter()
         .filter(|node| node.state() != NodeState::Ready)
@@ -204,7 +217,7 @@ fn of_nodes(nodes: &[Node]) -> Vec<Finding> {
     let ready = nodes.len().saturating_sub(silent.len());
     vec![
         finding(
-            if nodes.is_empty() { Grade::Warn } else { grade(!silent.is_empty(), Grade::Warn) },
+            grade(!silent.is_empty(), Grade::Warn),
             "nodes",
             if silent.is_empty() { format!("{ready} ready") } else { format!("silent: {}", silent.join(", ")) },
             "start their agents; one that never comes back: `node forget`",
@@ -212,7 +225,7 @@ fn of_nodes(nodes: &[Node]) -> Vec<Finding> {
         finding(
             grade(cordoned > 0, Grade::Warn),
             "cordoned",
-            format!("{cordoned} nodes"),
+            if cordoned == 0 { "none".to_owned() } else { format!("{cordoned} nodes") },
             "`node uncordon` when the work on them is done",
         ),
         finding(
@@ -241,7 +254,7 @@ async fn of_queue(client: &Client) -> Result<Finding, Failure> {
     let seen = match oldest {
         None => "empty".to_owned(),
         Some(oldest) => format!(
-            "{}{more} wait, the oldest for {}: {}",
+            "{}{more} waiting, the oldest for {}: {}",
             page.sandboxes.len(),
             age(oldest.create_time.as_ref()),
             oldest.reason.as_ref().map(|reason| reason.message.as_str()).unwrap_or_default()
@@ -263,15 +276,18 @@ fn show(output: &Output, findings: &[Finding]) -> Result<(), Failure> {
         );
         return output.document(&shown.collect::<Vec<_>>());
     }
-    let mut table = Table::new(&["", "ABOUT", "SEEN", "DO"]);
+    let mut table = Table::new(&["GRADE", "ABOUT", "SEEN"]);
     for finding in findings {
-        let advice = if finding.grade == Grade::Ok { "" } else { finding.advice };
-        table.push(vec![
-            word(finding.grade).to_owned(),
-            finding.about.to_owned(),
-            finding.seen.clone(),
-            advice.to_owned(),
-        ]);
+        table.push(vec![word(finding.grade).to_owned(), finding.about.to_owned(), finding.seen.clone()]);
     }
-    write(&table.to_string())
+    // What to do stands below what it is about: beside it the lines would be too long for a screen.
+    let mut lines = table.to_string().lines().map(str::to_owned).collect::<Vec<_>>().into_iter();
+    let mut text = lines.next().unwrap_or_default() + "\n";
+    for (line, finding) in lines.zip(findings) {
+        text += &(line + "\n");
+        if finding.grade != Grade::Ok && !finding.advice.is_empty() {
+            text += &format!("{ADVICE_INDENT}→ {}\n", finding.advice);
+        }
+    }
+    write(&text)
 }

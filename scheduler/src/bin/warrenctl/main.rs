@@ -126,7 +126,7 @@ enum Command {
     /// The replicas' log and state
     #[command(subcommand)]
     Raft(raft::RaftCommand),
-    /// What happens to sandboxes, a line an event
+    /// What happens to sandboxes, a line an event; nodes and the region have no events: see `node list` and `region status`
     Events(watch::WatchArgs),
     /// Who uses most
     #[command(subcommand)]

@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long it may take to check a whole state.
 const CHECK_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What to do when nobody answers.
+pub const NOBODY_ADVICE: &str =
+    "is a scheduler listening there? --endpoints, WARREN_ENDPOINTS or a context name them; otherwise start them";
+
 /// What to do when none leads.
 pub const NO_LEADER_ADVICE: &str = "start the missing schedulers; if their disks are lost for good: `warren-scheduler \
     recover-quorum` on the replica that has applied most (`warrenctl raft status`)";
@@ -119,19 +123,24 @@ impl Group {
 }
 
 /// Who did not answer, and why.
-pub fn unreached<T>(answers: &[Answer<T>]) -> Vec<String> {
+fn unreached<T>(answers: &[Answer<T>]) -> Vec<String> {
     let failed = answers.iter().filter_map(|Answer { address, said }| Some((address, said.as_ref().err()?)));
     failed.map(|(address, status)| format!("{address} ({})", in_full(status))).collect()
 }
 
 impl Leaderless {
+    /// Whether nobody answers at all.
+    pub fn is_deserted(&self) -> bool {
+        self.answer.is_empty()
+    }
+
     /// How many of the voters answer, and which do not.
     pub fn seen(&self) -> String {
         let missing = self.voters.iter().filter(|member| !self.answer.contains(&member.replica_id));
         let missing: Vec<String> = missing.map(|m| format!("replica {} ({})", m.replica_id, m.api_address)).collect();
         let all = self.voters.len();
         let (here, needed) = (all - missing.len(), all / 2 + 1);
-        match (all, self.answer.is_empty()) {
+        match (all, self.is_deserted()) {
             (_, true) => self.failure.to_string(),
             (0, _) => format!("{} of the replicas that were asked answer, and none leads", self.answer.len()),
             _ if here < needed => {
@@ -147,7 +156,7 @@ impl Leaderless {
 impl From<Leaderless> for Failure {
     /// Where nobody answers at all, that is what is said.
     fn from(none: Leaderless) -> Self {
-        if none.answer.is_empty() { none.failure } else { Self::NoLeader(none.seen()) }
+        if none.is_deserted() { none.failure } else { Self::NoLeader(none.seen()) }
     }
 }
 

@@ -142,7 +142,7 @@ fn template_details(template: &Template) -> String {
     ])
 }
 
-async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
+pub async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
     let mut all = Vec::new();
     let mut page_token = String::new();
     loop {

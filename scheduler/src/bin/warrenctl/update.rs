@@ -113,12 +113,14 @@ const ONE_CALL: Duration = Duration::from_secs(8);
 pub async fn wait(client: &Client, output: &Output, args: WaitArgs) -> Result<(), Failure> {
     let name = names::sandbox(&client.tenant, &args.name);
     let until = std::time::Instant::now() + args.patience;
+    // It must be answered before the call is given up.
+    let one_call = ONE_CALL.min(client.timeout / 2);
     loop {
         let left = until.saturating_duration_since(std::time::Instant::now());
         let request = WaitSandboxRequest {
             name: name.clone(),
             states: args.states.iter().map(|state| (*state).into()).collect(),
-            timeout: left.min(ONE_CALL).max(Duration::from_millis(1)).try_into().ok(),
+            timeout: left.min(one_call).max(Duration::from_millis(1)).try_into().ok(),
         };
         let call = |c| {
             let request = within(request.clone());
@@ -133,8 +135,15 @@ pub async fn wait(client: &Client, output: &Output, args: WaitArgs) -> Result<()
         if ended {
             return Err(Failure::Failed(format!("{name} is {}: it will not come to that", state_word(&sandbox))));
         }
-        if left <= ONE_CALL {
-            return Err(Failure::TimedOut(format!("{name} is {} after {:?}", state_word(&sandbox), args.patience)));
+        if left <= one_call {
+            let reason = sandbox.reason.clone().unwrap_or_default();
+            let why =
+                if reason.code.is_empty() { String::new() } else { format!(": {}: {}", reason.code, reason.message) };
+            return Err(Failure::TimedOut(format!(
+                "{name} is {} after {:?}{why}",
+                state_word(&sandbox),
+                args.patience
+            )));
         }
     }
 }

@@ -57,7 +57,7 @@ fn replicas_are_upgraded_one_by_one_without_a_failed_call_and_agree() {
 async fn churn(client: Client, at: usize, stop: Arc<AtomicBool>) -> anyhow::Result<u64> {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
-        let wanted = if at % 4 == 0 { small_sandbox() } else { without_room() };
+        let wanted = if at.is_multiple_of(4) { small_sandbox() } else { without_room() };
         let name = client.create(wanted).await.context("create")?.name;
         client.delete(&name).await.with_context(|| format!("delete {name}"))?;
         count += 1;
@@ -75,7 +75,7 @@ async fn agree(cluster: &Cluster, when: &str) -> anyhow::Result<()> {
             ensure!(hashes.values().collect::<BTreeSet<_>>().len() == 1, "{when}: at {index}: {hashes:?}");
         }
         let new = |(index, hashes): (&u64, &BTreeMap<usize, String>)| {
-            index % HASH_EVERY == 0 && *index > before && hashes.len() == 3
+            index.is_multiple_of(HASH_EVERY) && *index > before && hashes.len() == 3
         };
         if by_index.iter().any(new) {
             return Ok(());

@@ -1,9 +1,10 @@
 //! A watch is one sequence, whatever happens to the replica that serves it.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use tokio::time::Instant;
 use warren_chaos::client::{Client, Watcher};
 use warren_chaos::cluster::{Options, Server};
 use warren_proto::v1::WatchSandboxesResponse;

@@ -192,8 +192,8 @@ async fn a_bundle_without_a_leader_has_what_is_left_and_says_what_is_not() {
 
 /// A file as `server backup` writes it.
 fn backup(directory: &Path, state: &State) -> PathBuf {
-    let checkpoints = CheckpointDirectory::open(directory).unwrap();
-    checkpoints.write(state, &Default::default()).unwrap().path
+    let checkpoints = CheckpointDirectory::open(directory).expect("a directory");
+    checkpoints.write(state, &Default::default()).expect("a checkpoint").path
 }
 
 async fn check(file: &Path) -> Ran {

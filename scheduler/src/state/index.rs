@@ -80,8 +80,7 @@ impl Indexes {
         if before == after {
             return;
         }
-        let label = |(key, value): (&str, &Box<str>)| (Arc::from(key), Arc::from(value.as_ref()));
-        for label in before.into_iter().flat_map(Pairs::iter).map(label) {
+        for label in before.into_iter().flat_map(labels) {
             if let Some(names) = self.labels.get_mut(&label) {
                 names.remove(name);
                 if names.is_empty() {
@@ -89,7 +88,7 @@ impl Indexes {
                 }
             }
         }
-        for label in after.into_iter().flat_map(Pairs::iter).map(label) {
+        for label in after.into_iter().flat_map(labels) {
             self.labels.entry(label).or_default().insert(name.clone());
         }
     }
@@ -107,6 +106,10 @@ impl Indexes {
             self.queues.insert(name.tenant.clone(), queue);
         }
     }
+}
+
+fn labels(pairs: &Pairs) -> impl Iterator<Item = Label> {
+    pairs.iter().map(|(key, value)| (Arc::from(key), Arc::from(value.as_ref())))
 }
 
 /// Its place in its tenant's queue, where it waits.

@@ -72,7 +72,7 @@ pub(super) fn small_pairs(map: &Pairs) -> Vec<pb::StoredPair> {
     map.iter().map(|(key, value)| pb::StoredPair { key: key.to_owned(), value: value.as_ref().to_owned() }).collect()
 }
 
-fn secret((name, sealed): (&str, &Box<[u8]>)) -> pb::StoredSecret {
+fn secret(name: &str, sealed: &[u8]) -> pb::StoredSecret {
     pb::StoredSecret { name: name.to_owned(), sealed: sealed.to_vec() }
 }
 
@@ -170,7 +170,7 @@ impl From<&SandboxSpec> for pb::StoredSandboxSpec {
             resources: Some(resources_to(from.resources)),
             pids: from.pids,
             settings: settings_beside_labels(&from.settings),
-            secrets: from.secrets.iter().map(secret).collect(),
+            secrets: from.secrets.iter().map(|(name, sealed)| secret(name, sealed)).collect(),
             restart: restart_to(from.restart),
             isolation: isolation_to(from.isolation),
             queue_timeout_ms: from.queue_timeout_ms,

@@ -195,8 +195,23 @@ impl Cluster {
 
     /// Starts a scheduler that is to end by itself, and answers what it said.
     pub async fn await_refusal(&mut self, scheduler: usize) -> anyhow::Result<String> {
-        self.schedulers[scheduler].start()?;
+        self.start_only(scheduler)?;
+        self.await_end(scheduler).await
+    }
+
+    /// Starts a scheduler, and waits for nothing.
+    pub fn start_only(&mut self, scheduler: usize) -> anyhow::Result<()> {
+        self.schedulers[scheduler].start()
+    }
+
+    /// Waits until a scheduler has ended by itself, and answers what it said.
+    pub async fn await_end(&mut self, scheduler: usize) -> anyhow::Result<String> {
         self.schedulers[scheduler].await_end().await
+    }
+
+    /// Waits until a scheduler has logged this so often.
+    pub async fn await_log(&mut self, scheduler: usize, words: &str, times: usize) -> anyhow::Result<()> {
+        self.schedulers[scheduler].await_log(words, times).await
     }
 
     /// All that a server has logged.

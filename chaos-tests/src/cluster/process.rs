@@ -200,6 +200,17 @@ impl Process {
         Ok(false)
     }
 
+    /// Waits until its log has these words so often. There is no event to wait for in a file.
+    pub async fn await_log(&self, words: &str, times: usize) -> anyhow::Result<()> {
+        for _ in 0..READY_LOOKS {
+            if self.whole_log()?.matches(words).count() >= times {
+                return Ok(());
+            }
+            tokio::time::sleep(READY_PAUSE).await;
+        }
+        bail!("{} never says `{words}`\n{}", self.name, self.log_tail())
+    }
+
     /// Its log, from its first start on.
     pub fn whole_log(&self) -> anyhow::Result<String> {
         std::fs::read_to_string(&self.log).with_context(|| format!("read the log of {}", self.name))

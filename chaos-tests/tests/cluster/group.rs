@@ -101,6 +101,29 @@ fn a_replica_that_joined_and_lost_its_disk_says_so_too() {
 }
 
 #[test]
+fn a_replica_without_its_disk_that_starts_before_its_peers_is_found_out_by_them() {
+    scenario("disk lost, peers down", Options { agents: 1, ..Options::default() }, async |cluster| {
+        let lost = cluster.follower().await?;
+        let client = cluster.client()?;
+        client.await_status("the second level", |status| status.level == 2).await?;
+        for scheduler in 0..3 {
+            cluster.kill(Server::Scheduler(scheduler))?;
+        }
+        cluster.wipe(lost)?;
+        let already = cluster.log(Server::Scheduler(lost))?.matches("serving").count();
+        cluster.start_only(lost)?;
+        cluster.await_log(lost, "serving", already + 1).await?;
+        for scheduler in (0..3).filter(|at| *at != lost) {
+            cluster.start_only(scheduler)?;
+        }
+        let said = cluster.await_end(lost).await?;
+        ensure!(said.contains("its disk was lost or replaced") && said.contains("--join"), "it says: {said}");
+        let names = create_many(&client, 2).await?;
+        delete_all(&client, &names).await
+    });
+}
+
+#[test]
 fn a_live_follower_leaves_and_the_leader_hands_over_and_leaves() {
     scenario("leave", Options { agents: 1, ..Options::default() }, async |cluster| {
         let client = cluster.client()?;

@@ -57,6 +57,38 @@ fn two_of_three_disks_are_lost_and_nothing_runs_or_counts_twice() {
     });
 }
 
+#[test]
+fn the_two_that_were_given_up_come_back_and_the_recovered_ledger_is_as_it_was() {
+    scenario("lost pair comes back", Options { agents: 1, ..Options::default() }, async |cluster| {
+        let before = cluster.client()?.cluster_status().await?.ledger_id;
+        let survivor = cluster.follower().await?;
+        for scheduler in 0..3 {
+            cluster.kill(Server::Scheduler(scheduler))?;
+        }
+        cluster.run_offline(survivor, &["recover-quorum"]).context("recover")?;
+        cluster.set_flag(Server::Scheduler(survivor), "initial-members", None);
+        cluster.restart(Server::Scheduler(survivor)).await?;
+        let client = cluster.client_of(survivor)?;
+        let recovered = client.await_status("it leads alone", |status| status.members.len() == 1).await?;
+        ensure!(recovered.ledger_id != before, "the ledger has its old id");
+
+        let pair: Vec<usize> = (0..3).filter(|at| *at != survivor).collect();
+        for scheduler in &pair {
+            cluster.start_only(*scheduler)?;
+        }
+        let old = cluster.client_of(pair[0])?;
+        old.await_status("they lead themselves", |s| s.ledger_id == before && s.leader_id > 0).await?;
+        cluster.await_log(survivor, "a replica is refused", 1).await?;
+        let status = client.cluster_status().await?;
+        ensure!(status.ledger_id == recovered.ledger_id && status.members.len() == 1, "{status:?}");
+        ensure!(status.leader_id == recovered.leader_id && status.term == recovered.term, "{status:?}");
+        for scheduler in pair {
+            cluster.kill(Server::Scheduler(scheduler))?;
+        }
+        Ok(())
+    });
+}
+
 /// Two new replicas with new ids, so that there is a quorum to lose again.
 async fn join_two(cluster: &mut Cluster, first: usize) -> anyhow::Result<()> {
     let address = cluster.endpoints()[first].clone();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message;
 use warren_proto::ids::{Epoch, ReplicaId, SandboxName};
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_batch_item::Decision as WireItemDecision;
@@ -37,6 +38,12 @@ impl TryFrom<pb::StoredCommand> for Command {
             body: require(from.body, "command.body")?.try_into()?,
         })
     }
+}
+
+/// A command, written and read back: for simulations.
+pub fn stored_and_read(command: &Command) -> Result<Command, CodecError> {
+    let bytes = pb::StoredCommand::from(command).encode_to_vec();
+    pb::StoredCommand::decode(bytes.as_slice())?.try_into()
 }
 
 impl From<&Caller> for pb::StoredCaller {
@@ -222,7 +229,7 @@ fn update_to(
             egress: egress.unwrap_or_default(),
             priority: priority.unwrap_or_default(),
         })),
-        if_revision: if_revision.unwrap_or(0),
+        if_revision,
         request: request.map(Into::into),
     }
 }
@@ -232,7 +239,7 @@ fn update(body: pb::StoredUpdateSandbox) -> Result<Body, CodecError> {
     Ok(Body::UpdateSandbox {
         sandbox: part::sandbox(&body.sandbox, "sandbox")?,
         change: Change::of(new, body.labels, body.annotations, body.expiry, body.egress, body.priority),
-        if_revision: Some(body.if_revision).filter(|revision| *revision > 0),
+        if_revision: body.if_revision,
         request: part::request(body.request)?,
     })
 }

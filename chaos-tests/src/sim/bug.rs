@@ -25,10 +25,16 @@ pub enum Bug {
     OrphanKilled,
     /// Room that an uncommitted removal will free is given away already.
     OverlayCountsFrees,
+    /// The brake is released when few enough nodes are suspect, however many are down already.
+    BrakeCountsSuspects,
+    /// An update whose answer is known is made again.
+    UpdateMadeTwice,
+    /// A batch of which one cannot be created keeps those before it.
+    HalfBatch,
 }
 
 impl Bug {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::NoFitCheck,
         Self::EpochNotBumped,
         Self::LeaseFromReceipt,
@@ -39,6 +45,9 @@ impl Bug {
         Self::LostWatchEvent,
         Self::OrphanKilled,
         Self::OverlayCountsFrees,
+        Self::BrakeCountsSuspects,
+        Self::UpdateMadeTwice,
+        Self::HalfBatch,
     ];
 
     pub fn name(self) -> &'static str {
@@ -53,6 +62,24 @@ impl Bug {
             Self::LostWatchEvent => "lost-watch-event",
             Self::OrphanKilled => "orphan-killed",
             Self::OverlayCountsFrees => "overlay-counts-frees",
+            Self::BrakeCountsSuspects => "brake-counts-suspects",
+            Self::UpdateMadeTwice => "update-made-twice",
+            Self::HalfBatch => "half-batch",
+        }
+    }
+
+    /// The rule of the design that it breaks, and that must find it.
+    pub fn rule(self) -> u8 {
+        match self {
+            Self::NoFitCheck => 1,
+            Self::EpochNotBumped | Self::LeaseFromReceipt | Self::RenewalWithoutQuorum | Self::DownRacesRenewal => 2,
+            Self::UpdateMadeTwice | Self::HalfBatch => 3,
+            Self::OverlayCountsFrees => 4,
+            Self::OrphanKilled => 6,
+            Self::LostWatchEvent => 11,
+            Self::RequestsNotInCheckpoint => 13,
+            Self::ClockPoison => 14,
+            Self::BrakeCountsSuspects => 15,
         }
     }
 

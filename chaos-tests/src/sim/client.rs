@@ -1,14 +1,14 @@
-//! API clients: they create, delete and list, retry what they did not hear of with the same request id, and go to any replica.
+//! API clients: they create one or several, update, delete and list, retry what they did not hear of with the same request id, and go to any replica.
 
 use std::sync::Arc;
 
 use warren_proto::ids::{SandboxName, TemplateId, TenantId};
 use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
-use warren_scheduler::state::command::{Body, Caller, RequestKey, Role};
+use warren_scheduler::state::command::{BatchItem, Body, Caller, Change, RequestKey, Role};
 use warren_scheduler::state::outcome::Reply;
 use warren_scheduler::state::pairs::Pairs;
 use warren_scheduler::state::sandbox::SandboxSpec;
-use warren_scheduler::state::settings::{Expiry, Isolation, Restart, Settings};
+use warren_scheduler::state::settings::{Egress, Expiry, Isolation, Restart, Settings};
 
 use super::clock::{At, Clock, MS, SECOND};
 use super::leader::Origin;
@@ -30,8 +30,27 @@ const MAX_HOPS: u8 = 3;
 /// What a client wants.
 #[derive(Debug, Clone)]
 pub enum Op {
-    Create { chosen: Option<SandboxName>, tenant: TenantId, spec: Arc<SandboxSpec>, key: Option<RequestKey> },
-    Delete { name: SandboxName, key: Option<RequestKey> },
+    Create {
+        chosen: Option<SandboxName>,
+        tenant: TenantId,
+        spec: Arc<SandboxSpec>,
+        key: Option<RequestKey>,
+    },
+    /// All of these, or none.
+    Batch {
+        items: Vec<(Option<SandboxName>, Arc<SandboxSpec>)>,
+        key: Option<RequestKey>,
+    },
+    Update {
+        name: SandboxName,
+        change: Change,
+        if_revision: Option<u64>,
+        key: Option<RequestKey>,
+    },
+    Delete {
+        name: SandboxName,
+        key: Option<RequestKey>,
+    },
     List,
 }
 
@@ -109,8 +128,10 @@ impl World {
         let crowded = self.oracle.sandboxes() > self.plan.most_sandboxes;
         let known = self.clients[client].known.len();
         match self.rng.below(100) {
-            0..50 if !crowded => self.new_create(client),
-            50..60 => Op::List,
+            0..40 if !crowded => self.new_create(client),
+            40..48 if !crowded => self.new_batch(client),
+            48..56 => Op::List,
+            56..74 if known > 0 => self.new_update(client),
             _ if known > 0 => {
                 let at = self.rng.index(known);
                 let name = self.clients[client].known.swap_remove(at);
@@ -123,7 +144,58 @@ impl World {
     }
 
     fn new_create(&mut self, client: usize) -> Op {
-        let tenant = self.clients[client].tenant.clone();
+        let spec = self.new_spec();
+        let chosen = if self.rng.per_mille(300) { Some(self.some_name(client)) } else { None };
+        let key = self.new_key(client, 1, &format!("{chosen:?} {spec:?}"));
+        Op::Create { chosen, tenant: self.clients[client].tenant.clone(), spec: Arc::new(spec), key }
+    }
+
+    /// A few; now and then one of them cannot be.
+    fn new_batch(&mut self, client: usize) -> Op {
+        let mut items = Vec::new();
+        for _ in 0..self.rng.between(1, 4) {
+            let spec = Arc::new(self.new_spec());
+            let chosen = if self.rng.per_mille(150) { Some(self.some_name(client)) } else { None };
+            items.push((chosen, spec));
+        }
+        if self.rng.per_mille(200) {
+            let template = TemplateId::parse("missing").expect("a valid id");
+            items.push((None, Arc::new(SandboxSpec { template, ..self.new_spec() })));
+        }
+        let key = self.new_key(client, 3, &format!("{items:?}"));
+        Op::Batch { items, key }
+    }
+
+    /// Of one that it knows; with the revision that this has now, one that it had, or none.
+    fn new_update(&mut self, client: usize) -> Op {
+        let known = self.clients[client].known.len();
+        let at = self.rng.index(known);
+        let name = self.clients[client].known[at].clone();
+        let revision = self.oracle.state().sandboxes.get(&name).map_or(0, |sandbox| sandbox.revision);
+        let if_revision = match self.rng.below(3) {
+            0 => None,
+            1 => Some(revision),
+            _ => Some(self.rng.between(0, revision)),
+        };
+        let value = self.rng.below(4).to_string();
+        let mut maybe = || self.rng.per_mille(400);
+        let change = Change {
+            labels: maybe().then(|| Pairs::from_iter([("v".to_owned(), value.clone())])),
+            annotations: maybe().then(|| Pairs::from_iter([("note".to_owned(), value)])),
+            expiry: maybe().then_some(Expiry::After(300_000)),
+            egress: maybe().then_some(if maybe() { Egress::Public } else { Egress::None }),
+            priority: maybe().then_some(3),
+        };
+        let key = self.new_key(client, 4, &format!("{name} {change:?} {if_revision:?}"));
+        Op::Update { name, change, if_revision, key }
+    }
+
+    fn some_name(&mut self, client: usize) -> SandboxName {
+        let name = format!("tenants/{}/sandboxes/s{}", self.clients[client].tenant, self.rng.below(6));
+        SandboxName::parse(&name).expect("a valid name")
+    }
+
+    fn new_spec(&mut self) -> SandboxSpec {
         let spec = SandboxSpec {
             template: TemplateId::parse("base").expect("a valid id"),
             command: Vec::new(),
@@ -154,13 +226,7 @@ impl World {
             },
         };
         // What the first level knows is asked for too.
-        let spec = if self.rng.per_mille(250) { plain(spec) } else { spec };
-        let chosen = self.rng.per_mille(300).then(|| {
-            let name = format!("tenants/{tenant}/sandboxes/s{}", self.rng.below(6));
-            SandboxName::parse(&name).expect("a valid name")
-        });
-        let key = self.new_key(client, 1, &format!("{chosen:?} {spec:?}"));
-        Op::Create { chosen, tenant, spec: Arc::new(spec), key }
+        if self.rng.per_mille(250) { plain(spec) } else { spec }
     }
 
     /// Most requests have an id; some clients reuse one for something else, and some of their clocks are off.
@@ -202,13 +268,28 @@ impl World {
         let caller = self.clients[call.client].caller();
         match call.op {
             Op::Create { chosen, tenant, spec, key } => {
-                self.names_made += 1;
-                let fresh = format!("tenants/{tenant}/sandboxes/r{}", self.names_made);
-                let sandbox = chosen.unwrap_or_else(|| SandboxName::parse(&fresh).expect("a valid name"));
+                let sandbox = self.name_for(&tenant, chosen);
                 let (decision, reserved) = self.decide(replica, &spec);
                 let held = reserved.into_iter().collect();
                 let body = Body::CreateSandbox { sandbox, spec, decision, request: key };
                 self.propose(replica, caller, body, Origin::Create { call: id, held });
+            }
+            Op::Batch { items, key } => {
+                let tenant = self.clients[call.client].tenant.clone();
+                let mut held = Vec::new();
+                let mut decided = Vec::new();
+                for (chosen, spec) in items {
+                    let sandbox = self.name_for(&tenant, chosen);
+                    let (decision, reserved) = self.decide(replica, &spec);
+                    held.extend(reserved);
+                    decided.push(BatchItem { sandbox, spec, decision });
+                }
+                let body = Body::CreateBatch { items: decided, request: key };
+                self.propose(replica, caller, body, Origin::Create { call: id, held });
+            }
+            Op::Update { name, change, if_revision, key } => {
+                let body = Body::UpdateSandbox { sandbox: name, change, if_revision, request: key };
+                self.propose(replica, caller, body, Origin::Call { call: id });
             }
             Op::Delete { name, key } => {
                 let body = Body::DeleteSandbox { sandbox: name, request: key };
@@ -221,6 +302,13 @@ impl World {
                 self.queue.put(self.now + round_trip, Event::Confirmed { replica, term, what });
             }
         }
+    }
+
+    /// The chosen name, or one that nobody has had.
+    fn name_for(&mut self, tenant: &TenantId, chosen: Option<SandboxName>) -> SandboxName {
+        self.names_made += 1;
+        let fresh = format!("tenants/{tenant}/sandboxes/r{}", self.names_made);
+        chosen.unwrap_or_else(|| SandboxName::parse(&fresh).expect("a valid name"))
     }
 
     /// A read that a quorum confirmed answers from what is applied here.
@@ -257,6 +345,9 @@ impl World {
                 if let (Op::Create { .. }, Ok(Reply::Sandbox(sandbox))) = (&call.op, outcome) {
                     self.clients[call.client].known.push(sandbox.name.clone());
                 }
+                if let (Op::Batch { .. }, Ok(Reply::Batch(names))) = (&call.op, outcome) {
+                    self.clients[call.client].known.extend(names.iter().cloned());
+                }
             }
             Answer::Listed { revision, names } => self.oracle.listed(&call, *revision, names),
             Answer::Unknown => return self.try_again(call),
@@ -273,9 +364,11 @@ impl World {
 
     pub fn try_again(&mut self, call: Call) {
         let repeats = call.attempt < MAX_ATTEMPTS && self.rng.per_mille(900);
-        // Without a request id or a chosen name a create cannot be repeated safely.
+        // Without a request id or a chosen name a create cannot be repeated safely, nor an update that another may have followed.
         let safe = match &call.op {
             Op::Create { chosen, key, .. } => chosen.is_some() || key.is_some(),
+            Op::Batch { items, key } => key.is_some() || items.iter().all(|(chosen, _)| chosen.is_some()),
+            Op::Update { if_revision, key, .. } => key.is_some() || if_revision.is_some(),
             Op::Delete { .. } | Op::List => true,
         };
         if repeats && safe {

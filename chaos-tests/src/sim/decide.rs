@@ -38,7 +38,11 @@ impl World {
                 let held = Held { reservation, node: node.clone(), resources: spec.resources };
                 (Decision::Place(node), Some(held))
             }
-            Err(unplaceable) => (Decision::Queue(unplaceable.reason()), None),
+            Err(unplaceable) => {
+                let reason = unplaceable.reason();
+                self.oracle.said_why(replica, &fleet, None, spec, &reason);
+                (Decision::Queue(reason), None)
+            }
         }
     }
 

@@ -202,8 +202,7 @@ impl World {
         let wait = self.grace();
         let this = &mut self.replicas[replica];
         let until = instant(this.clock.monotonic(self.now) + wait);
-        let nodes: Vec<(NodeId, Condition)> =
-            this.state.nodes.values().map(|node| (node.id.clone(), node.condition)).collect();
+        let nodes: Vec<_> = this.state.nodes.values().map(|node| (node.id.clone(), node.condition)).collect();
         let Some(lead) = this.leads(term) else { return };
         lead.open = true;
         lead.liveness.begin_term(nodes.into_iter(), until, wait);
@@ -276,7 +275,7 @@ impl World {
         self.one_settled(replica, term, false);
     }
 
-    /// The room that a planned placement holds; the oracle is told of it.
+    /// The room that a planned placement holds; the oracle is told of it, and of reasons.
     fn room_of(
         &mut self,
         replica: usize,
@@ -284,6 +283,11 @@ impl World {
         body: &Body,
         reserved: &mut impl Iterator<Item = Reservation>,
     ) -> Option<Held> {
+        if let Body::ExplainPending { sandbox: name, reason, .. } = body {
+            let state = &self.replicas[replica].state;
+            let sandbox = state.sandboxes.get(name)?;
+            self.oracle.said_why(replica, state, Some(name), &sandbox.spec, reason);
+        }
         let Body::PlaceSandbox { sandbox, node, .. } = body else { return None };
         let resources = self.replicas[replica].state.sandboxes.get(sandbox)?.spec.resources;
         let reservation = reserved.next()?;

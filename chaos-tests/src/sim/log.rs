@@ -12,6 +12,7 @@ use warren_proto::ids::ReplicaId;
 use warren_scheduler::state::command::{Body, Caller, Command};
 use warren_scheduler::state::outcome::{Rejected, Reply};
 
+use super::faulty;
 use super::leader::{Lead, Origin};
 use super::queue::Event;
 use super::world::World;
@@ -32,6 +33,8 @@ pub struct Proposal {
 #[derive(Debug)]
 pub struct Entry {
     pub proposals: Vec<Proposal>,
+    /// Its commands as they are read from their stored bytes: what every replica but the leader applies.
+    pub stored: Vec<Command>,
     /// It says who is in the group.
     pub members: Option<BTreeSet<ReplicaId>>,
 }
@@ -153,11 +156,13 @@ impl World {
     fn append(&mut self, proposals: Vec<Proposal>) {
         let first = self.log.entries.is_empty();
         let members = first.then(|| self.replicas.iter().map(|replica| replica.id).collect());
-        let entry = Arc::new(Entry { proposals, members });
+        let stored = proposals.iter().map(|proposal| faulty::stored(&proposal.command)).collect();
+        let entry = Arc::new(Entry { proposals, stored, members });
         self.log.entries.push(entry.clone());
         self.last_commit = self.now;
         let index = self.log.last();
         self.trace.note(self.now, format_args!("commit {index} term {} {}", self.log.term, kinds(&entry)));
+        self.oracle.stored_as_proposed(&entry);
         self.oracle.committed(self.now, index, &entry, &mut self.trace);
         for proposal in &entry.proposals {
             if let Body::ForgetNode { node } = &proposal.command.body

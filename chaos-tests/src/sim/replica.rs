@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use warren_proto::ids::ReplicaId;
 use warren_scheduler::placement::view::View;
+use warren_scheduler::raft::testing::StateHash;
 use warren_scheduler::state::State;
 use warren_scheduler::state::level::Level;
 
@@ -12,6 +13,7 @@ use super::clock::Clock;
 use super::faulty;
 use super::leader::Lead;
 use super::log::{Entry, Outcome};
+use super::oracle::HASHED_EVERY;
 use super::queue::Event;
 use super::world::World;
 
@@ -20,6 +22,8 @@ use super::world::World;
 pub struct Replica {
     pub id: ReplicaId,
     pub state: State,
+    /// Of `state`, kept as it changes.
+    pub hash: StateHash,
     /// Index of the last entry that `state` holds.
     pub applied: u64,
     pub up: bool,
@@ -43,6 +47,7 @@ impl Replica {
         Self {
             id: ReplicaId(number),
             state: empty(),
+            hash: StateHash::default(),
             applied: 0,
             up: true,
             cut: false,
@@ -62,13 +67,16 @@ impl Replica {
         self.lead.as_mut().filter(|lead| lead.term == term)
     }
 
-    fn apply(&mut self, index: u64, entry: &Entry, bug: Option<Bug>) -> Vec<Outcome> {
+    /// Who proposed has the commands in memory; all others read them.
+    fn apply(&mut self, index: u64, entry: &Entry, leads: bool, bug: Option<Bug>) -> Vec<Outcome> {
         self.applied = index;
         self.state.revision = index;
         if let Some(members) = &entry.members {
             self.state.set_members(members.clone(), BTreeSet::new());
         }
-        entry.proposals.iter().map(|p| faulty::apply(&mut self.state, index, &p.command, bug)).collect()
+        let proposed = entry.proposals.iter().map(|proposal| &proposal.command);
+        let commands = proposed.zip(&entry.stored).map(|(proposed, stored)| if leads { proposed } else { stored });
+        commands.map(|command| faulty::apply(&mut self.state, index, command, bug)).collect()
     }
 }
 
@@ -81,14 +89,18 @@ impl World {
     /// Applies what this replica lacks up to `index`; answers the outcomes of the last entry.
     pub fn catch_up_to(&mut self, replica: usize, index: u64) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        let bug = self.bug;
+        let (bug, leads) = (self.bug, self.log.leader == Some(replica));
         let from = self.replicas[replica].applied;
         while self.replicas[replica].applied < index {
             let next = self.replicas[replica].applied + 1;
             let Some(entry) = self.log.entry(next).cloned() else { break };
-            outcomes = self.replicas[replica].apply(next, &entry, bug);
+            outcomes = self.replicas[replica].apply(next, &entry, leads, bug);
             self.oracle.same_outcomes(next, replica, &outcomes);
             self.keep_checkpoint(replica);
+            let this = &mut self.replicas[replica];
+            if next.is_multiple_of(HASHED_EVERY) {
+                self.oracle.same_hash(replica, next, this.hash.update(&this.state));
+            }
         }
         if from < self.replicas[replica].applied {
             self.oracle.same_state(replica, from, &self.replicas[replica].state);
@@ -192,6 +204,7 @@ impl World {
         self.trace.note(self.now, format_args!("replica {replica} starts"));
         let this = &mut self.replicas[replica];
         this.up = true;
+        this.hash = StateHash::default();
         this.known_leader = None;
         let (index, written) = this.checkpoint.clone().unwrap_or((0, empty()));
         self.load_checkpoint(replica, index, &written);

@@ -77,11 +77,12 @@ pub fn place(view: &View, request: &Request) -> Result<NodeId, Unplaceable> {
 }
 
 impl Unplaceable {
-    /// The reason that a waiting sandbox shows: the shortage that most nodes have, and the whole tally in words.
+    /// The reason that a waiting sandbox shows: the shortage that most nodes have, and the whole tally in words. It is too large
+    /// only where it exceeds them all: on one that is merely taken it will fit some day.
     pub fn reason(&self) -> PendingReason {
         let candidates = self.misfits.iter().filter(|(misfit, _)| misfit.code() != PendingCode::NoNodes);
         let code = candidates
-            .max_by_key(|(misfit, count)| (**count, std::cmp::Reverse(**misfit)))
+            .max_by_key(|(misfit, count)| (**misfit != Misfit::TooSmall, **count, std::cmp::Reverse(**misfit)))
             .map_or(PendingCode::NoNodes, |(misfit, _)| misfit.code());
         let tally: Vec<String> = self.misfits.iter().map(|(misfit, count)| format!("{count} {misfit}")).collect();
         let total: u64 = self.misfits.values().sum();
@@ -173,6 +174,9 @@ mod tests {
         let fleet = view(&[("a", resources(1000, 100)), ("b", resources(1000, 100))]);
         assert_eq!(place(&fleet, &request(500, 500)).unwrap_err().reason().code, PendingCode::TooLarge);
         assert_eq!(place(&View::default(), &request(1, 1)).unwrap_err().reason().code, PendingCode::NoNodes);
+        let mut mixed = view(&[("a", resources(10, 10)), ("b", resources(10, 10)), ("c", resources(1000, 1000))]);
+        mixed.reserve(&NodeId::parse("c").unwrap(), resources(800, 100));
+        assert_eq!(place(&mixed, &request(500, 500)).unwrap_err().reason().code, PendingCode::ShortOfCpu);
     }
 
     proptest! {

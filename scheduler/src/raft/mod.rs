@@ -38,4 +38,22 @@ pub mod testing {
     pub use super::offline::renewed;
     pub use super::state_machine::StateMachine;
     pub use super::types::{Batch, Entry, LogId, TypeConfig, Vote};
+
+    /// The hash of a state, kept as a replica keeps it.
+    #[derive(Debug, Default)]
+    pub struct StateHash(super::hash::Hasher);
+
+    impl StateHash {
+        /// Brings it up to date with `state`, by what changed since the last call.
+        pub fn update(&mut self, state: &crate::state::State) -> u128 {
+            self.0.update(state)
+        }
+    }
+
+    /// A command as another replica has it, from its stored bytes.
+    pub fn stored_and_read(
+        command: &crate::state::command::Command,
+    ) -> std::io::Result<crate::state::command::Command> {
+        super::codec::command::stored_and_read(command).map_err(Into::into)
+    }
 }

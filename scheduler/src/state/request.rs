@@ -17,8 +17,8 @@ pub const RETENTION_MS: u64 = 10 * 60 * 1000;
 /// How far ahead of log time an id's own time stamp may lie: more than honest clocks differ.
 pub const MAX_AHEAD_MS: u64 = 60 * 1000;
 
-/// Most answers kept: 1,700 requests a second for ten minutes, about 500 MiB at worst.
-pub const MAX_REQUESTS: usize = 1 << 20;
+/// Most answers kept: 1,700 requests a second for ten minutes, about 500 MiB at worst. Few in unit tests, which fill it.
+pub const MAX_REQUESTS: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 
 /// Most answers of one tenant: one cannot fill the table for all others.
 pub const MAX_REQUESTS_OF_TENANT: u64 = (MAX_REQUESTS as u64) / 4;
@@ -79,7 +79,7 @@ impl RequestTable {
         if stamped > now.0.saturating_add(MAX_AHEAD_MS) {
             return Err(Rejected::RequestIdFromFuture { ahead_ms: stamped.saturating_sub(now.0) });
         }
-        let own = self.counts.get(scope).copied().unwrap_or(0);
+        let own = self.held_by(scope);
         if self.answers.len() >= MAX_REQUESTS || (scope.tenant.is_some() && own >= MAX_REQUESTS_OF_TENANT) {
             return Err(Rejected::RequestTableFull);
         }
@@ -140,11 +140,88 @@ impl RequestTable {
         &self.answers
     }
 
+    /// How many one has.
+    pub fn held_by(&self, scope: &Scope) -> u64 {
+        self.counts.get(scope).copied().unwrap_or(0)
+    }
+
     pub fn len(&self) -> usize {
         self.answers.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: LogTime = LogTime(1 << 40);
+
+    fn scope(tenant: Option<u64>) -> Scope {
+        Scope { tenant: tenant.map(|n| TenantId::parse(&format!("t{n}")).unwrap()) }
+    }
+
+    fn key(salt: u64) -> RequestKey {
+        RequestKey { id: u128::from(NOW.0) << 80 | u128::from(salt), payload: [1; 32] }
+    }
+
+    /// Answers as many requests as there is room for, up to `most`; how many there were.
+    fn fill(table: &mut RequestTable, scope: &Scope, most: u64) -> u64 {
+        let fits = |table: &mut RequestTable, salt: &u64| {
+            let new = table.lookup(scope, Some(&key(*salt)), NOW) == Ok(None);
+            if new {
+                table.remember(scope, Some(&key(*salt)), NOW, &Reply::Done);
+            }
+            new
+        };
+        (0..most).take_while(|salt| fits(table, salt)).count() as u64
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_never_evicts_early() {
+        let mut table = RequestTable::default();
+        let most = MAX_REQUESTS as u64;
+        for tenant in 0..4 {
+            assert_eq!(fill(&mut table, &scope(Some(tenant)), most), MAX_REQUESTS_OF_TENANT, "a share for each");
+        }
+        assert_eq!(table.len(), MAX_REQUESTS);
+        for other in [scope(Some(9)), scope(None)] {
+            assert_eq!(table.lookup(&other, Some(&key(0)), NOW), Err(Rejected::RequestTableFull));
+        }
+        let before = LogTime(NOW.0 + RETENTION_MS - 1);
+        table.expire(before);
+        for salt in [0, MAX_REQUESTS_OF_TENANT - 1] {
+            let known = table.lookup(&scope(Some(0)), Some(&key(salt)), before);
+            assert_eq!(known, Ok(Some(Reply::Done)), "the first answer and the last are still there");
+        }
+        assert_eq!(
+            table.lookup(&scope(None), None, before),
+            Ok(None),
+            "a request without an id is none of its business"
+        );
+    }
+
+    #[test]
+    fn what_is_over_makes_room_and_is_known_as_too_old() {
+        let mut table = RequestTable::default();
+        fill(&mut table, &scope(Some(0)), MAX_REQUESTS_OF_TENANT);
+        let after = NOW.plus_ms(RETENTION_MS);
+        assert_eq!(table.lookup(&scope(Some(0)), Some(&key(0)), after), Err(Rejected::RequestIdExpired));
+        for _ in 0..MAX_REQUESTS_OF_TENANT {
+            table.expire(after);
+        }
+        assert!(table.is_empty() && table.held_by(&scope(Some(0))) == 0);
+    }
+
+    #[test]
+    fn one_tenants_full_share_is_no_others() {
+        let mut table = RequestTable::default();
+        fill(&mut table, &scope(Some(0)), MAX_REQUESTS_OF_TENANT);
+        let refused = table.lookup(&scope(Some(0)), Some(&key(u64::MAX)), NOW);
+        assert_eq!(refused, Err(Rejected::RequestTableFull));
+        assert_eq!(table.lookup(&scope(Some(1)), Some(&key(u64::MAX)), NOW), Ok(None));
     }
 }

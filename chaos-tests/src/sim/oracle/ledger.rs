@@ -31,9 +31,12 @@ impl Oracle {
         self.check_generations(before, events);
         self.check_expected(command, outcome, events);
         self.check_time(before, command);
-        self.check_silence(before, command);
-        self.check_request(before, command, outcome, events);
+        self.check_silence(before, command, outcome);
+        self.check_update(before, command, outcome, events);
+        self.check_batch(before, command, outcome, events);
+        self.check_request(command, outcome, events);
         self.check_pending(events);
+        self.check_bounds(command);
     }
 
     /// Rule 1, by sums of its own: what holds a node never grows beyond what the node said it has.
@@ -211,17 +214,6 @@ impl Oracle {
         if self.state.log_time.0 > honest {
             let ahead = self.state.log_time.0 - honest;
             self.wrong(14, format!("log time is {ahead} ms ahead of every honest clock"));
-        }
-    }
-
-    /// Rule 10: what waits says why.
-    fn check_pending(&mut self, events: &[Event]) {
-        for event in events {
-            if let Life::Pending { reason, .. } = &event.sandbox.life
-                && reason.message.is_empty()
-            {
-                self.wrong(10, format!("{} waits and does not say why", event.sandbox.name));
-            }
         }
     }
 }

@@ -4,9 +4,12 @@
 //! nothing of the code under test: which placements there were, what was answered to whom, what happened in which order.
 //! The first violation stops the world. Rules are numbered as in section 4 of the design.
 
+mod bounds;
 mod calm;
+mod changes;
 mod hosts;
 mod ledger;
+mod reasons;
 mod replicas;
 mod requests;
 mod silence;
@@ -16,9 +19,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use warren_proto::ids::{Epoch, Generation, NodeId, SandboxName, TenantId};
 use warren_proto::units::Resources;
+use warren_scheduler::raft::testing::StateHash;
 use warren_scheduler::state::State;
 use warren_scheduler::state::event::{Event, Position};
 use warren_scheduler::state::sandbox::Life;
+use warren_scheduler::state::settings::Settings;
 
 use super::bug::Bug;
 use super::clock::At;
@@ -33,6 +38,9 @@ use silence::Lapses;
 
 /// States that are kept for comparison with followers that lag.
 const KEPT: usize = 1_024;
+
+/// Replicas and oracle take the hash of their states at the indexes that this divides: as while serving, only closer together.
+pub const HASHED_EVERY: u64 = 16;
 
 /// What must not be, and is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,11 +65,15 @@ pub struct Oracle {
     state: State,
     states: VecDeque<(u64, State)>,
     outcomes: VecDeque<(u64, Vec<Outcome>)>,
+    hash: StateHash,
+    hashes: VecDeque<(u64, u128)>,
     /// Every event that there ever was, in order.
     events: Vec<Event>,
     /// The last placement of every name, also of those that are gone.
     placed: BTreeMap<SandboxName, (Epoch, NodeId)>,
     all_placed: BTreeSet<(SandboxName, Epoch, NodeId)>,
+    /// What each sandbox's settings must be, by its creation and the updates since.
+    settings: BTreeMap<SandboxName, Settings>,
     /// Names that must be in the ledger.
     expected: BTreeSet<SandboxName>,
     /// Up to which epoch a node was told to remove a sandbox.
@@ -90,9 +102,12 @@ impl Oracle {
             state: empty(),
             states: VecDeque::new(),
             outcomes: VecDeque::new(),
+            hash: StateHash::default(),
+            hashes: VecDeque::new(),
             events: Vec::new(),
             placed: BTreeMap::new(),
             all_placed: BTreeSet::new(),
+            settings: BTreeMap::new(),
             expected: BTreeSet::new(),
             removable: BTreeMap::new(),
             reported: BTreeMap::new(),
@@ -162,9 +177,15 @@ impl Oracle {
         }
         self.states.push_back((index, self.state.clone()));
         self.outcomes.push_back((index, outcomes));
+        if index.is_multiple_of(HASHED_EVERY) {
+            self.hashes.push_back((index, self.hash.update(&self.state)));
+        }
         if self.states.len() > KEPT {
             self.states.pop_front();
             self.outcomes.pop_front();
+        }
+        if self.hashes.len() > KEPT {
+            self.hashes.pop_front();
         }
     }
 
@@ -180,12 +201,14 @@ impl Oracle {
         let end = self.events.partition_point(|event| event.position.index <= state.revision);
         self.events.truncate(end);
         self.expected = state.sandboxes.keys().cloned().collect();
+        self.settings = state.sandboxes.iter().map(|(name, s)| (name.clone(), s.settings().clone())).collect();
         self.expected
             .retain(|name| state.sandboxes.get(name).is_some_and(|s| !matches!(s.life, Life::Stopping { .. })));
         let kept: BTreeSet<_> = state.requests.iter().map(|(scope, id, _)| (scope.tenant.clone(), id)).collect();
         self.answered.retain(|key, _| kept.contains(key));
         self.states.clear();
         self.outcomes.clear();
+        self.hashes.clear();
         self.in_flight.clear();
         self.watchers.clear();
         self.generations.clear();

@@ -3,7 +3,7 @@
 use warren_scheduler::state::State;
 use warren_scheduler::state::event::Position;
 
-use super::super::log::Outcome;
+use super::super::log::{Entry, Outcome};
 use super::Oracle;
 
 /// What two states differ in.
@@ -45,6 +45,22 @@ impl Oracle {
         };
         if !same {
             self.wrong(11, format!("replica {replica}'s events from {from} to {} differ", state.revision));
+        }
+    }
+
+    /// The hash that replicas compare while they serve, each kept by its own steps, is the same at the same index.
+    pub fn same_hash(&mut self, replica: usize, index: u64, hash: u128) {
+        let known = self.hashes.iter().rev().find(|(at, _)| *at == index);
+        if known.is_some_and(|(_, known)| *known != hash) {
+            self.wrong(5, format!("replica {replica} has another hash at index {index}"));
+        }
+    }
+
+    /// Rule 13: what a command says survives its way through the log's bytes.
+    pub fn stored_as_proposed(&mut self, entry: &Entry) {
+        let mut both = entry.proposals.iter().map(|proposal| &proposal.command).zip(&entry.stored);
+        if let Some((proposed, stored)) = both.find(|(proposed, stored)| proposed != stored) {
+            self.wrong(13, format!("{proposed:?} is read from the log as {stored:?}"));
         }
     }
 

@@ -1,10 +1,11 @@
 //! Rule 3: the same request has one effect and one answer, and an answer that a client heard is in the ledger.
 
-use warren_scheduler::state::State;
-use warren_scheduler::state::command::{Body, Command, LogTime, RequestKey};
-use warren_scheduler::state::event::Event;
+use warren_proto::ids::SandboxName;
+use warren_scheduler::state::command::{Body, Change, Command, LogTime, RequestKey};
+use warren_scheduler::state::event::{Event, EventKind};
 use warren_scheduler::state::outcome::{Rejected, Reply};
 use warren_scheduler::state::request::RETENTION_MS;
+use warren_scheduler::state::settings::Settings;
 
 use super::super::client::{Call, Op};
 use super::super::log::Outcome;
@@ -20,13 +21,25 @@ pub(super) struct Answered {
 
 fn key_of(body: &Body) -> Option<RequestKey> {
     match body {
-        Body::CreateSandbox { request, .. } | Body::DeleteSandbox { request, .. } => *request,
+        Body::CreateSandbox { request, .. }
+        | Body::CreateBatch { request, .. }
+        | Body::UpdateSandbox { request, .. }
+        | Body::DeleteSandbox { request, .. } => *request,
         _ => None,
     }
 }
 
+/// Whether settings have what a change says.
+fn shows(settings: &Settings, change: &Change) -> bool {
+    let Change { labels, annotations, expiry: _, egress, priority } = change;
+    labels.as_ref().is_none_or(|labels| *labels == settings.labels)
+        && annotations.as_ref().is_none_or(|annotations| *annotations == settings.annotations)
+        && egress.as_ref().is_none_or(|egress| *egress == settings.egress)
+        && priority.is_none_or(|priority| priority == settings.priority)
+}
+
 impl Oracle {
-    pub(super) fn check_request(&mut self, _before: &State, command: &Command, outcome: &Outcome, events: &[Event]) {
+    pub(super) fn check_request(&mut self, command: &Command, outcome: &Outcome, events: &[Event]) {
         let Some(key) = key_of(&command.body) else { return };
         let scope = (command.caller.tenant.clone(), key.id);
         let now = self.state.log_time;
@@ -56,13 +69,18 @@ impl Oracle {
 
     /// A client was told how its request ended.
     pub fn acknowledged(&mut self, call: &Call, outcome: &Outcome) {
-        let Ok(Reply::Sandbox(sandbox)) = outcome else { return };
+        let sandbox = match outcome {
+            Ok(Reply::Sandbox(sandbox)) => sandbox,
+            Ok(Reply::Batch(names)) => return self.acknowledged_batch(call, names),
+            _ => return,
+        };
         self.told_revision = self.told_revision.max(sandbox.revision);
         let position = |event: &Event| event.position.index == sandbox.revision && event.sandbox.name == sandbox.name;
         let known = match call.op {
             // As it was when it was created, or as it stood when an idempotent create found it.
             Op::Create { .. } | Op::Delete { .. } => self.events.iter().any(position),
-            Op::List => true,
+            Op::Update { ref change, .. } => self.events.iter().any(position) && shows(sandbox.settings(), change),
+            Op::Batch { .. } | Op::List => true,
         };
         if !known || sandbox.revision > self.state.revision {
             self.wrong(
@@ -75,8 +93,18 @@ impl Oracle {
         }
     }
 
+    fn acknowledged_batch(&mut self, call: &Call, names: &[SandboxName]) {
+        let created = |name: &SandboxName| {
+            self.events.iter().any(|event| event.kind == EventKind::Created && event.sandbox.name == *name)
+        };
+        let whole = matches!(&call.op, Op::Batch { items, .. } if items.len() == names.len());
+        if !whole || !names.iter().all(created) {
+            self.wrong(3, format!("a client was told of a batch of {names:?}, which the ledger does not hold"));
+        }
+    }
+
     /// A linearizable list: not older than anything that anybody had been told before it was asked for.
-    pub fn listed(&mut self, call: &Call, revision: u64, names: &[warren_proto::ids::SandboxName]) {
+    pub fn listed(&mut self, call: &Call, revision: u64, names: &[SandboxName]) {
         if revision < call.floor {
             self.wrong(3, format!("a list of revision {revision} was asked for when {} was known", call.floor));
         }

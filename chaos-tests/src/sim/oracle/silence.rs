@@ -13,6 +13,7 @@ use warren_scheduler::state::command::{Body, Command, LogTime};
 use warren_scheduler::state::level::Level;
 use warren_scheduler::state::node::Condition;
 
+use super::super::log::Outcome;
 use super::Oracle;
 
 /// Lapses this close together count together, in ms of log time.
@@ -62,12 +63,11 @@ fn believed(state: &State) -> usize {
 }
 
 impl Oracle {
-    pub(super) fn check_silence(&mut self, before: &State, command: &Command) {
-        if self.state.level == Level::FIRST {
-            return;
-        }
+    /// The first level has no brake; who returns then, after a restore, has returned.
+    pub(super) fn check_silence(&mut self, before: &State, command: &Command, outcome: &Outcome) {
+        let first = self.state.level == Level::FIRST;
         let believed = believed(&self.state);
-        if matches!(command.body, Body::ReleaseBrake) {
+        if matches!(command.body, Body::ReleaseBrake) && outcome.is_ok() {
             self.lapses = Lapses::default();
         }
         let condition = |state: &State, id: &NodeId| state.nodes.get(id).map(|node| node.condition);
@@ -78,6 +78,7 @@ impl Oracle {
                 continue;
             }
             match is {
+                Some(Condition::Suspect | Condition::Down) if first => {}
                 Some(Condition::Suspect) => self.lapses.fell_silent(&id, self.state.log_time, believed),
                 Some(Condition::Down) => self.check_declared_down(&id),
                 Some(Condition::Ready) | None => self.lapses.returned(&id, believed),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message;
 use warren_proto::ids::{Epoch, ReplicaId, SandboxName};
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_batch_item::Decision as WireItemDecision;
@@ -37,6 +38,12 @@ impl TryFrom<pb::StoredCommand> for Command {
             body: require(from.body, "command.body")?.try_into()?,
         })
     }
+}
+
+/// A command, written and read back: for simulations.
+pub fn stored_and_read(command: &Command) -> Result<Command, CodecError> {
+    let bytes = pb::StoredCommand::from(command).encode_to_vec();
+    pb::StoredCommand::decode(bytes.as_slice())?.try_into()
 }
 
 impl From<&Caller> for pb::StoredCaller {

@@ -447,3 +447,16 @@ proptest! {
         decode_as_anything(&bytes);
     }
 }
+
+/// No sandbox is at revision 0, so such an update is refused; read as one without a condition, it would be made on the replicas
+/// that have it from their logs, and refused where it is in memory.
+#[test]
+fn an_update_as_of_revision_0_stays_one() {
+    let sandbox = SandboxName::parse("tenants/t/sandboxes/s").unwrap();
+    for if_revision in [None, Some(0), Some(1)] {
+        let (sandbox, change) = (sandbox.clone(), Default::default());
+        let body = Body::UpdateSandbox { sandbox, change, if_revision, request: None };
+        let command = Command { caller: Caller::system("test"), time: LogTime(1), body };
+        assert_eq!(super::command::stored_and_read(&command).unwrap(), command);
+    }
+}

@@ -419,13 +419,65 @@ fn a_refused_tenant_leaves_no_record_and_empty_ones_make_room() {
 #[test]
 fn one_tenant_does_not_fill_the_queue_of_all() {
     let mut ledger = Ledger::second();
-    let tenant = TenantId::parse("t").unwrap();
-    ledger.create_spec("one", spec(1, 1), queue()).unwrap();
-    let mut full = ledger.state.clone();
-    full.tenants.get_mut(&tenant).unwrap().pending = MAX_PENDING_OF_TENANT;
-    let body = Body::CreateSandbox { sandbox: name("two"), spec: spec(1, 1).into(), decision: queue(), request: None };
-    let command = Command { caller: Caller::system("test"), time: ledger.now, body };
-    assert!(matches!(full.apply(99, &command), Err(Rejected::LimitReached { .. })));
+    let spec = std::sync::Arc::new(spec(1, 1));
+    let item = |n: u64| BatchItem { sandbox: name(&format!("s{n:06}")), spec: spec.clone(), decision: queue() };
+    let batches: Vec<u64> = (0..MAX_PENDING_OF_TENANT).step_by(500).collect();
+    for first in batches {
+        let last = MAX_PENDING_OF_TENANT.min(first + 500);
+        ledger.run(Body::CreateBatch { items: (first..last).map(item).collect(), request: None }).unwrap();
+    }
+    let more = ledger.run(Body::CreateBatch { items: vec![item(MAX_PENDING_OF_TENANT)], request: None });
+    assert!(matches!(more, Err(Rejected::Batch { item: 0, .. })), "{more:?}");
+    let create = |tenant: &str| Body::CreateSandbox {
+        sandbox: SandboxName::new(TenantId::parse(tenant).unwrap(), name("one-more").id.clone()),
+        spec: spec.clone(),
+        decision: queue(),
+        request: None,
+    };
+    assert!(matches!(ledger.run(create("t")), Err(Rejected::LimitReached { limit: MAX_PENDING_OF_TENANT, .. })));
+    ledger.run(create("another")).unwrap();
+    ledger.run(Body::DeleteSandbox { sandbox: name("s000000"), request: None }).unwrap();
+    ledger.run(create("t")).unwrap();
+}
+
+#[test]
+fn a_pause_of_moves_leaves_everything_where_it_is() {
+    let mut ledger = Ledger::second();
+    ledger.create_spec("s", freezes(), on("a")).unwrap();
+    ledger.turn("a", Condition::Suspect).unwrap();
+    ledger.turn("a", Condition::Down).unwrap();
+    let pause = |moves| Body::SetPause { creates: None, placement: None, moves: Some(moves) };
+    ledger.run(pause(true)).unwrap();
+    let requeue = Body::RequeueSandbox { sandbox: name("s"), epoch: Epoch(1) };
+    assert_eq!(ledger.run(requeue.clone()), Err(Rejected::Paused("moves")));
+    assert_eq!(ledger.state.sandboxes[&name("s")].life.node(), Some(&node("a")));
+    ledger.create("new", "b", None).unwrap();
+    assert_eq!(ledger.kind("new"), "STARTING", "what is new is placed all the same");
+    ledger.run(pause(false)).unwrap();
+    ledger.run(requeue).unwrap();
+    assert_eq!(ledger.kind("s"), "PENDING");
+}
+
+/// One sandbox of 400 is within the quota, two are not, whichever dimension is bounded.
+#[test]
+fn each_dimension_has_its_quota() {
+    use warren_proto::units::{Bytes, Gpus};
+    let dimensions = [
+        ("memory_bytes", Quota { memory: Some(Bytes(700)), ..Quota::default() }),
+        ("disk_bytes", Quota { disk: Some(Bytes(700)), ..Quota::default() }),
+        ("gpus", Quota { gpus: Some(Gpus(700)), ..Quota::default() }),
+    ];
+    for (dimension, quota) in dimensions {
+        let mut ledger = Ledger::second();
+        ledger.run(Body::SetQuota { tenant: None, quota: Some(quota) }).unwrap();
+        let resources = Resources { disk: Bytes(400), gpus: Gpus(400), ..resources(400, 400) };
+        let wanted = || SandboxSpec { resources, ..spec(400, 400) };
+        ledger.create_spec("one", wanted(), queue()).unwrap();
+        let second = ledger.create_spec("two", wanted(), queue());
+        assert_eq!(second, Err(Rejected::QuotaExceeded { dimension, used: 400, limit: 700 }));
+        ledger.run(Body::DeleteSandbox { sandbox: name("one"), request: None }).unwrap();
+        ledger.create_spec("two", wanted(), queue()).unwrap();
+    }
 }
 
 #[test]

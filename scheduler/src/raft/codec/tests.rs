@@ -135,6 +135,7 @@ fn bytes_on_disk_stay_as_they_are() {
     let limited = Tenant { quota: Some(quota()), creates_left: (500, LogTime(7)), ..owner().1 };
     golden.check("tenant_2", &(tenant(), limited), |(id, tenant)| tenant_to(id, tenant), tenant_from);
     golden.check("event_2", &event(), event_to, event_from);
+    golden.check("event_unreachable_2", &unreachable_event(), event_to, event_from);
     check_region(&mut golden);
     for (name, scope, answer) in answers() {
         let value = (scope, request().id, answer);

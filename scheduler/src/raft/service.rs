@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
@@ -22,6 +22,7 @@ use super::network::{answer, check_disk, log_id_of, vote_required};
 use super::proposer::Proposer;
 use super::types::{CheckpointMeta, Raft, TypeConfig};
 use crate::clock;
+use crate::disk::DiskUse;
 use crate::state::State;
 use crate::state::command::{Body, Caller, Command};
 
@@ -32,9 +33,16 @@ pub(super) struct RaftApi {
     pub identity: Identity,
     pub states: watch::Receiver<Arc<State>>,
     pub proposer: Proposer,
+    /// Set once this replica knows.
+    pub disk: Arc<OnceLock<DiskUse>>,
 }
 
 impl RaftApi {
+    /// 0: it does not know.
+    fn disk_used_percent(&self) -> u32 {
+        self.disk.get().map_or(0, |disk| u32::try_from(disk.percent()).unwrap_or(u32::MAX))
+    }
+
     /// Refuses a candidate whose disk is not the one that the ledger knows.
     fn check_candidate<T>(&self, request: &Request<T>, vote: Option<&pb::StoredVote>) -> Result<(), Status> {
         let candidate = ReplicaId(vote.map_or(0, |vote| vote.voted_for));
@@ -91,7 +99,10 @@ impl RaftService for RaftApi {
         &self,
         _request: Request<pb::ReadClockRequest>,
     ) -> Result<Response<pb::ReadClockResponse>, Status> {
-        Ok(Response::new(pb::ReadClockResponse { time_ms: clock::log_time().0 }))
+        Ok(Response::new(pb::ReadClockResponse {
+            time_ms: clock::log_time().0,
+            disk_used_percent: self.disk_used_percent(),
+        }))
     }
 
     async fn identify(&self, request: Request<pb::IdentifyRequest>) -> Result<Response<pb::IdentifyResponse>, Status> {

@@ -37,6 +37,18 @@ impl DiskUse {
         used
     }
 
+    /// A share that stays as it is: for tests.
+    #[doc(hidden)]
+    pub fn fixed(percent: u64, full_at: u64) -> Self {
+        Self { percent: Arc::new(AtomicU64::new(percent)), full_at }
+    }
+
+    /// Of one that is [`fixed`](Self::fixed).
+    #[doc(hidden)]
+    pub fn set(&self, percent: u64) {
+        self.percent.store(percent, Ordering::Relaxed);
+    }
+
     fn look(&self, path: &Path) {
         match rustix::fs::statvfs(path) {
             Ok(stat) => {
@@ -59,6 +71,11 @@ impl DiskUse {
     }
 
     pub fn is_full(&self) -> bool {
-        self.percent() >= self.full_at && self.full_at > 0
+        self.would_be_full(self.percent())
+    }
+
+    /// Whether creates are refused at this share, of this disk or another replica's.
+    pub fn would_be_full(&self, percent: u64) -> bool {
+        percent >= self.full_at && self.full_at > 0
     }
 }

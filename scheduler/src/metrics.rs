@@ -3,6 +3,8 @@
 
 pub mod names;
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,8 +12,11 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tonic::body::Body;
 use tower::{Layer, Service};
+use warren_proto::FILE_DESCRIPTOR_SET;
 use warren_proto::units::Resources;
 
 use crate::clock;
@@ -35,6 +40,8 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full(names::PLACEMENT_SECONDS.to_owned()), &DECISION_BUCKETS)?
         .install_recorder()?;
     names::describe();
+    // Alerts on its rise need it to be there before.
+    counter!(names::PROPOSALS_FAILED).absolute(0);
     gauge!(names::STARTED).set(clock::log_time().0 as f64 / 1000.0);
     Ok(handle)
 }
@@ -200,26 +207,42 @@ fn record(method: &'static str, response: &Response<Body>, begin: Instant) {
         .record(clock::monotonic().duration_since(begin).as_secs_f64());
 }
 
-/// The methods of Warren's own services; a path that a client made up is `other`.
+/// The methods of Warren's own services, by their paths.
+static METHODS: LazyLock<BTreeMap<String, &'static str>> = LazyLock::new(|| {
+    let described = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    let files = described.file.iter().filter(|file| file.package() == "warren.v1");
+    let services = files.flat_map(|file| &file.service);
+    services
+        .flat_map(|service| service.method.iter().map(move |method| (service.name(), method.name())))
+        .map(|(service, method)| {
+            (format!("/warren.v1.{service}/{method}"), &*Box::leak(method.to_owned().into_boxed_str()))
+        })
+        .collect()
+});
+
+/// A path that a client made up is `other`.
 fn method_label(path: &str) -> &'static str {
-    const METHODS: [&str; 16] = [
-        "CreateSandbox",
-        "GetSandbox",
-        "ListSandboxes",
-        "WatchSandboxes",
-        "DeleteSandbox",
-        "ConnectSandbox",
-        "BeginTemplateUpload",
-        "CreateTemplate",
-        "GetTemplate",
-        "ListTemplates",
-        "DeleteTemplate",
-        "GetNode",
-        "ListNodes",
-        "GetClusterStatus",
-        "GetReplicaStatus",
-        "OpenSession",
-    ];
-    let method = path.strip_prefix("/warren.v1.").and_then(|rest| rest.split_once('/')).map(|(_, method)| method);
-    METHODS.iter().find(|known| Some(**known) == method).copied().unwrap_or("other")
+    METHODS.get(path).copied().unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_own_label_and_what_is_made_up_has_none() {
+        for (service, method) in [
+            ("SandboxService", "BatchCreateSandboxes"),
+            ("SandboxService", "WaitSandbox"),
+            ("NodeService", "CordonNode"),
+            ("TenantService", "SetQuota"),
+            ("ClusterService", "Backup"),
+            ("AgentSessionService", "OpenSession"),
+        ] {
+            assert_eq!(method_label(&format!("/warren.v1.{service}/{method}")), method);
+        }
+        for made_up in ["/warren.v1.SandboxService/Nothing", "/warren.v1.NodeService/WaitSandbox", "", "/x"] {
+            assert_eq!(method_label(made_up), "other");
+        }
+    }
 }

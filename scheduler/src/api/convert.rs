@@ -5,8 +5,10 @@ use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 use warren_proto::v1::{self, NodeState, SandboxState};
 
+use crate::controller::{Answered, IDLE_PASS};
 use crate::state::State;
 use crate::state::command::LogTime;
+use crate::state::event::Event;
 use crate::state::node::{Condition, Node};
 use crate::state::sandbox::{FailedKind, Life, PendingCode, Sandbox};
 use crate::state::settings::{Egress, Isolation, Restart};
@@ -49,16 +51,16 @@ pub fn kinds_of(state: SandboxState) -> &'static [&'static str] {
     }
 }
 
-/// The state that a sandbox shows while its node is heard of.
-pub fn own_state(sandbox: &Sandbox) -> SandboxState {
-    sandbox_state(&State::default(), sandbox)
+/// The state that a sandbox shows now.
+pub fn sandbox_state(state: &State, sandbox: &Sandbox) -> SandboxState {
+    shown_state(sandbox, state.is_unreachable(sandbox))
 }
 
-/// The state that a sandbox shows: one that starts or runs on a node that is down shows that.
-pub fn sandbox_state(state: &State, sandbox: &Sandbox) -> SandboxState {
+/// The state that a sandbox shows: one that starts or runs on a node that is down (`unreachable`) shows that.
+pub fn shown_state(sandbox: &Sandbox, unreachable: bool) -> SandboxState {
     match &sandbox.life {
         Life::Pending { .. } => SandboxState::Pending,
-        Life::Starting { .. } | Life::Running { .. } if state.is_unreachable(sandbox) => SandboxState::Unreachable,
+        Life::Starting { .. } | Life::Running { .. } if unreachable => SandboxState::Unreachable,
         Life::Starting { .. } => SandboxState::Starting,
         Life::Running { .. } => SandboxState::Running,
         Life::Stopping { .. } => SandboxState::Stopping,
@@ -69,20 +71,21 @@ pub fn sandbox_state(state: &State, sandbox: &Sandbox) -> SandboxState {
     }
 }
 
-fn reason(state: &State, sandbox: &Sandbox) -> Option<v1::StateReason> {
+/// `condition`: of its node.
+fn reason(sandbox: &Sandbox, condition: Condition) -> Option<v1::StateReason> {
     let (code, message) = match &sandbox.life {
         Life::Pending { reason, .. } => (pending_code(reason.code).to_owned(), reason.message.clone()),
         Life::Failed { code, message, .. } => (code.to_string(), message.to_string()),
         life => {
-            let node = life.node().and_then(|id| state.nodes.get(id))?;
-            let (code, what) = match node.condition {
+            let node = life.node()?;
+            let (code, what) = match condition {
                 Condition::Ready => return None,
                 Condition::Suspect => ("NODE_SUSPECT", "has not renewed its lease; it may be back in a moment"),
                 Condition::Down => {
                     ("NODE_UNREACHABLE", "is down; what it does is known when it returns, or is forgotten")
                 }
             };
-            (code.to_owned(), format!("node {} {what}", node.id))
+            (code.to_owned(), format!("node {node} {what}"))
         }
     };
     Some(v1::StateReason { code, message })
@@ -104,7 +107,56 @@ fn pending_code(code: PendingCode) -> &'static str {
     }
 }
 
+/// As it is now.
 pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
+    let node = from.life.node().and_then(|id| state.nodes.get(id));
+    sandbox_as(from, node.map_or(Condition::Ready, |node| node.condition))
+}
+
+/// As an event left it, whatever has become of its node since.
+pub fn sandbox_of_event(event: &Event) -> v1::Sandbox {
+    sandbox_as(&event.sandbox, if event.unreachable { Condition::Down } else { Condition::Ready })
+}
+
+/// As it is now, with what must be counted: where it stands in its tenant's queue, and when it is looked at again. `now`: log time.
+pub fn sandbox_in_full(state: &State, from: &Sandbox, now: LogTime) -> v1::Sandbox {
+    let mut to = sandbox(state, from);
+    if let Life::Pending { not_before, .. } = &from.life {
+        to.queue_position = int(queue_position(state, from));
+        let at_the_latest = now.plus_ms(u64::try_from(IDLE_PASS.as_millis()).unwrap_or(u64::MAX));
+        to.retry_time = Some(timestamp(if *not_before > now { *not_before } else { at_the_latest }));
+    }
+    to
+}
+
+/// From 1; 0 where it does not wait. Walks what stands before it: at most [`MAX_PENDING_OF_TENANT`](crate::state::tenant::MAX_PENDING_OF_TENANT).
+fn queue_position(state: &State, sandbox: &Sandbox) -> u64 {
+    let (priority, created) = sandbox.rank();
+    let own = (priority, created, sandbox.name.clone());
+    let queue = state.indexes.queues.get(&sandbox.name.tenant).filter(|queue| queue.contains(&own));
+    queue.map_or(0, |queue| queue.range(..=own).count() as u64)
+}
+
+/// What a change of `name` answers.
+pub fn answered(state: &State, name: &SandboxName, answered: &Answered<Sandbox>) -> v1::Sandbox {
+    match answered {
+        Answered::Is(of) => sandbox(state, of),
+        Answered::WasAt { revision } => gone(name, *revision),
+    }
+}
+
+/// What stands for a sandbox that is gone: the request that is answered was carried out by `revision`, and is not again.
+pub fn gone(name: &SandboxName, revision: u64) -> v1::Sandbox {
+    let message = format!("this request was carried out by revision {revision}; the sandbox is gone since");
+    v1::Sandbox {
+        name: name.to_string(),
+        revision,
+        reason: Some(v1::StateReason { code: "GONE".to_owned(), message }),
+        ..v1::Sandbox::default()
+    }
+}
+
+fn sandbox_as(from: &Sandbox, node: Condition) -> v1::Sandbox {
     let (spec, settings) = (&from.spec, from.settings());
     let mut to = v1::Sandbox {
         name: from.name.to_string(),
@@ -125,8 +177,8 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
         secret_names: spec.secrets.keys().map(str::to_owned).collect(),
         restart_count: from.restarts,
         resources: Some(resources(spec.resources, spec.pids)),
-        state: sandbox_state(state, from).into(),
-        reason: reason(state, from),
+        state: shown_state(from, node == Condition::Down).into(),
+        reason: reason(from, node),
         node: from.life.node().map(|node| node.name()).unwrap_or_default(),
         epoch: from.epoch.0,
         create_time: Some(timestamp(from.created)),
@@ -134,6 +186,7 @@ pub fn sandbox(state: &State, from: &Sandbox) -> v1::Sandbox {
         ..v1::Sandbox::default()
     };
     match &from.life {
+        Life::Pending { .. } => to.retry_time = from.backs_off_until().map(timestamp),
         Life::Running { since, .. } => to.start_time = Some(timestamp(*since)),
         Life::Failed { at, .. } => to.end_time = Some(timestamp(*at)),
         Life::Stopped { ending, .. } => {

@@ -1,7 +1,6 @@
 //! Creating sandboxes, one or many: what was asked is checked, secrets are sealed, and the controller decides.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tonic::Status;
 use warren_proto::ids::{SandboxName, TenantId};
@@ -10,72 +9,45 @@ use warren_proto::v1::{
     self, BatchCreateResult, BatchCreateSandboxesRequest, BatchCreateSandboxesResponse, CreateSandboxRequest,
 };
 
+use super::shares::Shares;
 use super::{caller, convert, status, validate};
-use crate::controller::{ControlError, Controller, NewSandbox};
+use crate::controller::{Answered, ControlError, Controller, NewSandbox};
 use crate::state::command::{Caller, RequestKey};
 use crate::state::sandbox::{Sandbox, SandboxSpec};
 
 /// Most sandboxes of one batch.
 const MAX_BATCH: usize = 1000;
 
-/// Creates of one tenant that may be under way here at once: a quarter of what the log's queue holds, so that one tenant cannot
-/// fill it.
-const MAX_UNDER_WAY: usize = 4096;
-
 /// Creates sandboxes through one controller. Clones share what is under way.
 #[derive(Debug, Clone)]
 pub(super) struct Creates {
     controller: Controller,
-    under_way: Arc<Mutex<BTreeMap<TenantId, usize>>>,
-}
-
-/// A tenant's creates under way, until it is dropped.
-struct Share {
-    creates: Creates,
-    tenant: TenantId,
-    count: usize,
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut all = self.creates.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = all.get(&self.tenant).map_or(0, |under_way| under_way.saturating_sub(self.count));
-        if left == 0 {
-            all.remove(&self.tenant);
-        } else {
-            all.insert(self.tenant.clone(), left);
-        }
-    }
+    changes: Shares,
 }
 
 impl Creates {
-    pub fn new(controller: Controller) -> Self {
-        Self { controller, under_way: Arc::default() }
-    }
-
-    fn share(&self, tenant: &TenantId, count: usize) -> Result<Share, Status> {
-        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let under_way = all.entry(tenant.clone()).or_default();
-        if under_way.saturating_add(count) > MAX_UNDER_WAY {
-            return Err(status::tenant_overloaded(tenant, MAX_UNDER_WAY));
-        }
-        *under_way = under_way.saturating_add(count);
-        Ok(Share { creates: self.clone(), tenant: tenant.clone(), count })
+    /// `changes`: what tenants have under way of creates and all else that changes the ledger.
+    pub fn new(controller: Controller, changes: Shares) -> Self {
+        Self { controller, changes }
     }
 
     fn check_disk(&self) -> Result<(), Status> {
-        let disk = self.controller.disk();
-        if disk.is_full() { Err(status::disk_full(disk.percent())) } else { Ok(()) }
+        match self.controller.full_disk() {
+            Some((replica, percent)) => Err(status::disk_full(replica, percent)),
+            None => Ok(()),
+        }
     }
 
     /// Creates one sandbox.
-    pub async fn one(&self, caller: Caller, request: CreateSandboxRequest) -> Result<Arc<Sandbox>, Status> {
+    pub async fn one(&self, caller: Caller, request: CreateSandboxRequest) -> Result<v1::Sandbox, Status> {
         let tenant = validate::one_tenant(&request.parent)?;
         caller::check_tenant(&caller, &tenant)?;
         self.check_disk()?;
-        let _share = self.share(&tenant, 1)?;
+        let _share = self.changes.take(Some(&tenant), 1)?;
         let new = self.new_sandbox(&tenant, request)?;
-        self.controller.create_sandbox(caller, new).await.map_err(status::control)
+        let name = new.name.clone();
+        let created = self.controller.create_sandbox(caller, new).await.map_err(status::control)?;
+        Ok(convert::answered(&self.controller.replica().state(), &name, &created))
     }
 
     /// Creates many, each for itself or all in one step.
@@ -90,7 +62,7 @@ impl Creates {
         if !(1..=MAX_BATCH).contains(&request.requests.len()) {
             return Err(status::invalid_field("requests", format!("must be 1 to {MAX_BATCH}")));
         }
-        let _share = self.share(&tenant, request.requests.len())?;
+        let _share = self.changes.take(Some(&tenant), request.requests.len())?;
         let request_id = std::mem::take(&mut request.request_id);
         if !request.all_or_nothing {
             if !request_id.is_empty() {
@@ -110,21 +82,23 @@ impl Creates {
         requests: Vec<CreateSandboxRequest>,
     ) -> Result<BatchCreateSandboxesResponse, Status> {
         let mut results: Vec<Option<ItemResult>> = Vec::with_capacity(requests.len());
-        let mut items = Vec::new();
+        let (mut items, mut names) = (Vec::new(), Vec::new());
         let mut specs = Shared::default();
         for request in requests {
             match check_parent(tenant, &request).and_then(|()| self.new_sandbox(tenant, request)) {
                 Ok(item) => {
+                    names.push(item.name.clone());
                     items.push(NewSandbox { spec: specs.share(item.spec), ..item });
                     results.push(None);
                 }
                 Err(wrong) => results.push(Some(ItemResult::Error(status::item(&wrong)))),
             }
         }
-        let mut created = self.controller.create_each(caller, items).await.map_err(status::control)?.into_iter();
+        let created = self.controller.create_each(caller, items).await.map_err(status::control)?;
+        let mut created = names.into_iter().zip(created);
         let state = self.controller.replica().state();
-        let shown = |created: Result<Arc<Sandbox>, ControlError>| match created {
-            Ok(sandbox) => ItemResult::Sandbox(convert::sandbox(&state, &sandbox)),
+        let shown = |(name, created): (SandboxName, Result<Answered<Sandbox>, ControlError>)| match created {
+            Ok(created) => ItemResult::Sandbox(convert::answered(&state, &name, &created)),
             Err(error) => ItemResult::Error(status::item(&status::control(error))),
         };
         let results = results.into_iter().map(|known| known.or_else(|| created.next().map(shown)));
@@ -155,8 +129,8 @@ impl Creates {
         let state = self.controller.replica().state();
         let shown = |name: &SandboxName| match state.sandboxes.get(name) {
             Some(sandbox) => ItemResult::Sandbox(convert::sandbox(&state, sandbox)),
-            // It was created by an earlier attempt, and is deleted by now.
-            None => ItemResult::Error(status::item(&status::sandbox_not_found(name))),
+            // An earlier attempt created it, and it is deleted by now.
+            None => ItemResult::Sandbox(convert::gone(name, state.revision)),
         };
         Ok(BatchCreateSandboxesResponse {
             results: names.iter().map(|name| BatchCreateResult { result: Some(shown(name)) }).collect(),

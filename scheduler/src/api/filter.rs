@@ -69,13 +69,14 @@ impl Filter {
             && self.node.as_ref().is_none_or(|node| sandbox.life.node() == Some(node))
     }
 
-    /// What an event is to somebody who sees only what matches; `None`: nothing.
-    pub fn see(&self, state: &State, event: &Event) -> Option<Seen> {
-        let shown = convert::sandbox_state(state, &event.sandbox);
-        let now = event.kind != EventKind::Deleted && self.matches_as(&event.sandbox, shown);
-        let before = event.before.as_ref().is_some_and(|before| {
-            self.matches_as(before, shown_before(shown, before, &event.sandbox).unwrap_or(convert::own_state(before)))
-        });
+    /// What an event is to somebody who sees only what matches; `None`: nothing. It follows from the event alone.
+    pub fn see(&self, event: &Event) -> Option<Seen> {
+        let now = convert::shown_state(&event.sandbox, event.unreachable);
+        let now = event.kind != EventKind::Deleted && self.matches_as(&event.sandbox, now);
+        let before = event
+            .before
+            .as_deref()
+            .is_some_and(|before| self.matches_as(before, convert::shown_state(before, event.unreachable_before)));
         match (before, now) {
             (false, false) => None,
             (false, true) => Some(Seen::Appeared),
@@ -142,14 +143,6 @@ impl Filter {
     }
 }
 
-/// What it showed before, where only its node's condition changed.
-fn shown_before(now: SandboxState, before: &Sandbox, after: &Sandbox) -> Option<SandboxState> {
-    if before.life != after.life {
-        return None;
-    }
-    Some(if now == SandboxState::Unreachable { convert::own_state(before) } else { now })
-}
-
 /// Several sets as one, in order; they have nothing in common.
 fn merged<'a>(
     sets: Vec<&'a OrdSet<SandboxName>>,
@@ -168,4 +161,96 @@ fn merged<'a>(
 fn first_of(tenant: &TenantId) -> Result<SandboxName, Status> {
     let id = SandboxId::parse("0").map_err(validate::id_error("parent"))?;
     Ok(SandboxName::new(tenant.clone(), id))
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_proto::ids::ReplicaId;
+
+    use super::*;
+    use crate::state::command::{
+        Body, Caller, Command, Decision, LogTime, Observation, Observed, Phase, ReplicaRecord,
+    };
+    use crate::state::event::Position;
+    use crate::state::level::Level;
+    use crate::state::node::Condition;
+    use crate::state::sandbox::SandboxSpec;
+    use crate::state::settings::Isolation;
+    use crate::state::testing::{name, node, resources, spec, with_node_and_template};
+
+    fn run(state: &mut State, body: Body) {
+        let index = state.revision + 1;
+        let command = Command { caller: Caller::system("test"), time: LogTime(index), body };
+        state.apply(index, &command).expect("accepted");
+    }
+
+    fn turn(state: &mut State, to: Condition) {
+        run(state, Body::SetNodeCondition { node: node("a"), incarnation: 1, to });
+    }
+
+    fn report(state: &mut State, phase: Phase) {
+        let epoch = state.sandboxes[&name("s")].epoch;
+        let observation =
+            Observation { sandboxes: vec![Observed { sandbox: name("s"), epoch, phase }], templates: None };
+        run(state, Body::Observe { node: node("a"), incarnation: 1, observation });
+    }
+
+    /// A node, and a sandbox that runs there.
+    fn running(isolation: Isolation) -> State {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        state.set_members([ReplicaId(1)].into(), BTreeSet::new());
+        let record = ReplicaRecord { api_address: "h:1".into(), token_key: [1; 32], disk: 7, max_level: Level::SECOND };
+        run(&mut state, Body::PutReplica { replica: ReplicaId(1), record });
+        run(&mut state, Body::SetLevel { level: Level::SECOND });
+        let spec = SandboxSpec { isolation, ..spec(100, 100) }.into();
+        let decision = Decision::Place(node("a"));
+        run(&mut state, Body::CreateSandbox { sandbox: name("s"), spec, decision, request: None });
+        report(&mut state, Phase::Running);
+        state
+    }
+
+    /// What a watch for these states says of everything that happened after `from`, and what state it then shows.
+    fn said(state: &State, states: &[SandboxState], from: Position) -> Vec<(Seen, SandboxState)> {
+        let filter = Filter { states: states.iter().copied().collect(), ..Filter::default() };
+        let events = state.events.after(from, 99).unwrap();
+        let seen = |event: &Event| Some((filter.see(event)?, convert::sandbox_of_event(event).state()));
+        events.iter().filter_map(seen).collect()
+    }
+
+    #[test]
+    fn a_filtered_watch_loses_nothing_while_a_node_goes_down_and_returns() {
+        use SandboxState::{Running, Unreachable};
+        let mut state = running(Isolation::Keep);
+        let from = Position::end_of(state.revision);
+        for to in [Condition::Suspect, Condition::Down, Condition::Ready] {
+            turn(&mut state, to);
+        }
+        assert_eq!(said(&state, &[Unreachable], from), [(Seen::Appeared, Unreachable), (Seen::Disappeared, Running)]);
+        assert_eq!(said(&state, &[Running], from), [(Seen::Disappeared, Unreachable), (Seen::Appeared, Running)]);
+        assert_eq!(said(&state, &[], from), [(Seen::Changed, Unreachable), (Seen::Changed, Running)]);
+        assert_eq!(said(&state, &[Running, Unreachable], from).len(), 2);
+    }
+
+    #[test]
+    fn a_filtered_watch_is_told_when_a_sandbox_leaves_a_node_that_is_down() {
+        use SandboxState::{Pending, Unreachable};
+        let mut state = running(Isolation::Freeze);
+        let from = Position::end_of(state.revision);
+        turn(&mut state, Condition::Suspect);
+        turn(&mut state, Condition::Down);
+        let epoch = state.sandboxes[&name("s")].epoch;
+        run(&mut state, Body::RequeueSandbox { sandbox: name("s"), epoch });
+        assert_eq!(said(&state, &[Unreachable], from), [(Seen::Appeared, Unreachable), (Seen::Disappeared, Pending)]);
+        assert_eq!(said(&state, &[Pending], from), [(Seen::Appeared, Pending)]);
+
+        let mut state = running(Isolation::Keep);
+        let from = Position::end_of(state.revision);
+        turn(&mut state, Condition::Suspect);
+        turn(&mut state, Condition::Down);
+        let before = said(&state, &[Unreachable], from);
+        run(&mut state, Body::ForgetNode { node: node("a") });
+        let all = said(&state, &[Unreachable], from);
+        assert_eq!(all[..1], before, "what has happened since does not change what was said");
+        assert_eq!(all[1..], [(Seen::Disappeared, SandboxState::Lost)]);
+    }
 }

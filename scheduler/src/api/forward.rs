@@ -5,6 +5,7 @@
 //! lost its office answers `NO_LEADER`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,6 +30,17 @@ const REVISION: &str = "warren-revision";
 /// How long a call waits for a leader to appear: about an election.
 const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Calls that last: each holds a stream of a connection for as long as it is open.
+const LASTING: [&str; 3] = [
+    "/warren.v1.SandboxService/WatchSandboxes",
+    "/warren.v1.SandboxService/WaitSandbox",
+    "/warren.v1.ClusterService/Backup",
+];
+
+/// Connections to the leader for calls that last, beside the one for all others: 4,096 streams each, together more than the waits and
+/// watches that a replica serves. Where they are all taken, calls that last wait, and no other does.
+const LANES: usize = 8;
+
 /// What any replica answers by itself.
 const LOCAL: [&str; 6] = [
     "/warren.v1.AgentSessionService/",
@@ -49,12 +61,15 @@ pub struct ForwardLayer {
 struct Peers {
     replica: Replica,
     tls: ClientTls,
-    channels: Mutex<BTreeMap<String, Channel>>,
+    /// By address and lane; lane 0 is for calls that do not last.
+    channels: Mutex<BTreeMap<(String, usize), Channel>>,
+    /// Calls that last take turns.
+    turn: AtomicUsize,
 }
 
 impl ForwardLayer {
     pub fn new(replica: Replica, tls: ClientTls) -> Self {
-        Self { peers: Arc::new(Peers { replica, tls, channels: Mutex::default() }) }
+        Self { peers: Arc::new(Peers { replica, tls, channels: Mutex::default(), turn: AtomicUsize::new(0) }) }
     }
 }
 
@@ -95,15 +110,20 @@ impl Peers {
         }
     }
 
-    /// One channel a replica; there are as many as there are replicas.
-    fn channel(&self, address: &str) -> Option<Channel> {
+    /// One channel a replica and lane; there are as many replicas as there were leaders.
+    fn channel(&self, address: &str, lane: usize) -> Option<Channel> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(address) {
+        let key = (address.to_owned(), lane);
+        if let Some(channel) = channels.get(&key) {
             return Some(channel.clone());
         }
         let channel = client::channel(address, &self.tls).ok()?;
-        channels.insert(address.to_owned(), channel.clone());
+        channels.insert(key, channel.clone());
         Some(channel)
+    }
+
+    fn lane(&self, path: &str) -> usize {
+        if LASTING.contains(&path) { 1 + self.turn.fetch_add(1, Ordering::Relaxed) % LANES } else { 0 }
     }
 
     /// Says how far this replica has come: everything that the answer says stands at or before that revision.
@@ -114,7 +134,8 @@ impl Peers {
     }
 
     async fn forward(&self, leader: &LeaderInfo, mut request: Request<Body>) -> Response<Body> {
-        let Some(mut channel) = self.channel(&leader.api_address) else {
+        let lane = self.lane(request.uri().path());
+        let Some(mut channel) = self.channel(&leader.api_address, lane) else {
             return status::no_leader().into_http();
         };
         if let Err(error) = channel.ready().await {

@@ -14,11 +14,13 @@ mod nodes;
 mod page;
 mod read;
 mod sandboxes;
+mod shares;
 mod status;
 mod templates;
 mod tenants;
 mod validate;
 mod wait;
+mod wakes;
 mod watch;
 
 use std::time::Duration;

@@ -17,10 +17,12 @@ use warren_proto::v1::{
 use super::creates::Creates;
 use super::filter::Filter;
 use super::page::Page;
+use super::shares::{Bounds, Shares};
+use super::wait::{Waits, Wanted};
 use super::watch::{WatchStream, Watchers, watch_token};
-use super::{caller, convert, read, status, validate, wait};
+use super::{caller, convert, read, status, validate};
 use crate::clock;
-use crate::controller::{ControlError, Controller};
+use crate::controller::{Answered, ControlError, Controller};
 use crate::state::State;
 use crate::state::command::Caller;
 use crate::state::event::Position;
@@ -38,17 +40,30 @@ const MAX_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
 pub struct SandboxesApi {
     controller: Controller,
     creates: Creates,
+    changes: Shares,
     watchers: Watchers,
+    waits: Waits,
 }
+
+/// What one tenant may have under way here of what changes the ledger: a third of what the log takes from clients, so that one tenant
+/// cannot fill it. The log's queue bounds them all.
+const CHANGES: Bounds = Bounds { what: "changes", whole: usize::MAX, of_tenant: 4096 };
 
 impl SandboxesApi {
     pub fn new(controller: Controller) -> Self {
-        Self { creates: Creates::new(controller.clone()), controller, watchers: Watchers::default() }
+        let changes = Shares::new(CHANGES);
+        Self {
+            creates: Creates::new(controller.clone(), changes.clone()),
+            changes,
+            watchers: Watchers::default(),
+            waits: Waits::start(controller.clone()),
+            controller,
+        }
     }
 
     /// As the sandbox stands in the state that the change left.
-    fn shown(&self, sandbox: &sandbox::Sandbox) -> Response<Sandbox> {
-        Response::new(convert::sandbox(&self.controller.replica().state(), sandbox))
+    fn shown(&self, name: &SandboxName, answered: &Answered<sandbox::Sandbox>) -> Response<Sandbox> {
+        Response::new(convert::answered(&self.controller.replica().state(), name, answered))
     }
 }
 
@@ -58,8 +73,7 @@ impl SandboxService for SandboxesApi {
 
     async fn create_sandbox(&self, request: Request<CreateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
         let caller = caller::of(&request);
-        let created = self.creates.one(caller, request.into_inner()).await?;
-        Ok(self.shown(&created))
+        self.creates.one(caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn batch_create_sandboxes(
@@ -74,7 +88,7 @@ impl SandboxService for SandboxesApi {
         let name = own_name(&caller::of(&request), &request.get_ref().name)?;
         let state = read::state(&self.controller, &request).await?;
         let sandbox = state.sandboxes.get(&name).ok_or_else(|| status::sandbox_not_found(&name))?;
-        Ok(Response::new(convert::sandbox(&state, sandbox)))
+        Ok(Response::new(convert::sandbox_in_full(&state, sandbox, self.controller.log_now(&state))))
     }
 
     async fn wait_sandbox(
@@ -82,9 +96,9 @@ impl SandboxService for SandboxesApi {
         request: Request<WaitSandboxRequest>,
     ) -> Result<Response<WaitSandboxResponse>, Status> {
         let name = own_name(&caller::of(&request), &request.get_ref().name)?;
-        let wanted = wait::Wanted::parse(name, request.get_ref())?;
+        let wanted = Wanted::parse(name, request.get_ref())?;
         let state = read::state(&self.controller, &request).await?;
-        wanted.wait(&self.controller, state).await.map(Response::new)
+        self.waits.wait(&wanted, state).await.map(Response::new)
     }
 
     async fn update_sandbox(&self, request: Request<UpdateSandboxRequest>) -> Result<Response<Sandbox>, Status> {
@@ -97,9 +111,9 @@ impl SandboxService for SandboxesApi {
         caller::check_tenant(&caller, &name.tenant)?;
         let change = validate::change(&wanted, request.update_mask)?;
         let if_revision = validate::etag(&wanted.etag)?;
-        let updated = self.controller.update_sandbox(caller, name, change, if_revision, key).await;
-        let updated = updated.map_err(status::control)?;
-        Ok(self.shown(&updated))
+        let _share = self.changes.take(Some(&name.tenant), 1)?;
+        let updated = self.controller.update_sandbox(caller, name.clone(), change, if_revision, key).await;
+        Ok(self.shown(&name, &updated.map_err(status::control)?))
     }
 
     async fn list_sandboxes(
@@ -131,8 +145,9 @@ impl SandboxService for SandboxesApi {
         let request_id = std::mem::take(&mut request.request_id);
         let key = validate::request_key(&request_id, &request)?;
         let name = own_name(&caller, &request.name)?;
-        match self.controller.delete_sandbox(caller, name, key).await {
-            Ok(sandbox) => Ok(self.shown(&sandbox)),
+        let _share = self.changes.take(Some(&name.tenant), 1)?;
+        match self.controller.delete_sandbox(caller, name.clone(), key).await {
+            Ok(deleted) => Ok(self.shown(&name, &deleted)),
             Err(ControlError::Rejected(Rejected::SandboxNotFound(_))) if request.allow_missing => {
                 Ok(Response::new(Sandbox::default()))
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use warren_proto::error::ErrorBuilder;
-use warren_proto::ids::{NodeId, SandboxName, TenantId};
+use warren_proto::ids::{NodeId, ReplicaId, SandboxName, TenantId};
 use warren_proto::v1::{ErrorReason, ItemError};
 
 use crate::controller::ControlError;
@@ -52,9 +52,10 @@ pub fn propose(failure: &ProposeError) -> Status {
     match failure {
         ProposeError::NotLeader { .. } => no_leader(),
         ProposeError::OutcomeUnknown => outcome_unknown(),
-        ProposeError::Overloaded => {
-            error(Code::ResourceExhausted, ErrorReason::Overloaded, failure).retry_after(RETRY_SOON).build()
-        }
+        ProposeError::Overloaded => error(Code::ResourceExhausted, ErrorReason::Overloaded, failure)
+            .with("table", "proposals")
+            .retry_after(RETRY_SOON)
+            .build(),
         ProposeError::TooLarge { limit, .. } => {
             error(Code::InvalidArgument, ErrorReason::InvalidField, failure).with("limit_bytes", limit).build()
         }
@@ -144,11 +145,6 @@ pub fn bytes_not_held(digest: impl ToString) -> Status {
     let digest = digest.to_string();
     let message = format!("no reachable node holds {digest}: upload it first (BeginTemplateUpload)");
     error(Code::FailedPrecondition, ErrorReason::TemplateNotFound, message).with("digest", digest).build()
-}
-
-pub fn too_many_watchers(limit: usize) -> Status {
-    let message = format!("this replica serves its limit of {limit} watches");
-    error(Code::ResourceExhausted, ErrorReason::Overloaded, message).retry_after(Duration::from_secs(5)).build()
 }
 
 fn rejected(rejection: &Rejected) -> Status {
@@ -265,16 +261,35 @@ pub fn secrets_unavailable() -> Status {
     error(Code::FailedPrecondition, ErrorReason::SecretsUnavailable, message).build()
 }
 
-pub fn disk_full(used_percent: u64) -> Status {
-    let message = format!("the leader's disk is {used_percent} % full: creates are refused, deletes are accepted");
-    error(Code::ResourceExhausted, ErrorReason::DiskFull, message).retry_after(RETRY_AFTER_PAUSE).build()
+pub fn disk_full(replica: ReplicaId, used_percent: u64) -> Status {
+    let message =
+        format!("the disk of replica {replica} is {used_percent} % full: creates are refused, deletes are accepted");
+    error(Code::ResourceExhausted, ErrorReason::DiskFull, message)
+        .with("replica", replica)
+        .retry_after(RETRY_AFTER_PAUSE)
+        .build()
 }
 
 /// Too much of one tenant is under way here.
-pub fn tenant_overloaded(tenant: &TenantId, limit: usize) -> Status {
-    let message = format!("{limit} creates of tenants/{tenant} are under way, as many as one tenant may have at once");
+pub fn tenant_overloaded(what: &str, tenant: &TenantId, limit: usize) -> Status {
+    let message = format!(
+        "{what}: {limit} of tenants/{tenant} are under way here, as many as one tenant may have at once; retry"
+    );
     error(Code::ResourceExhausted, ErrorReason::Overloaded, message)
+        .with("table", what)
         .with("tenant", tenant)
+        .with("limit", limit)
+        .retry_after(RETRY_SOON)
+        .build()
+}
+
+/// Too much is under way here.
+pub fn replica_overloaded(what: &str, limit: usize) -> Status {
+    let message =
+        format!("{what}: {limit} are under way here, as many as a replica takes at once; retry, or ask another");
+    error(Code::ResourceExhausted, ErrorReason::Overloaded, message)
+        .with("table", what)
+        .with("limit", limit)
         .retry_after(RETRY_SOON)
         .build()
 }
@@ -298,7 +313,7 @@ pub fn item(status: &Status) -> ItemError {
 #[cfg(test)]
 mod tests {
     use warren_proto::error::{metadata_of, reason_of, retry_after_of};
-    use warren_proto::ids::{Epoch, ReplicaId, TemplateId};
+    use warren_proto::ids::{Epoch, TemplateId};
 
     use super::*;
     use crate::state::command::LogTime;

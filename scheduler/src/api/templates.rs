@@ -14,9 +14,9 @@ use warren_proto::v1::{
 };
 
 use super::page::Page;
-use super::{caller, convert, status, validate};
+use super::{caller, convert, read, status, validate};
 use crate::clock;
-use crate::controller::Controller;
+use crate::controller::{Answered, Controller};
 use crate::state::State;
 use crate::state::node::Node;
 
@@ -35,10 +35,6 @@ pub struct TemplatesApi {
 impl TemplatesApi {
     pub fn new(controller: Controller) -> Self {
         Self { controller }
-    }
-
-    async fn read(&self) -> Result<Arc<State>, Status> {
-        self.controller.replica().read().await.map_err(|error| status::propose(&error))
     }
 
     /// Waits until a reachable node reports that it holds the bytes.
@@ -66,10 +62,9 @@ impl TemplateService for TemplatesApi {
         &self,
         request: Request<BeginTemplateUploadRequest>,
     ) -> Result<Response<BeginTemplateUploadResponse>, Status> {
-        let request = request.into_inner();
-        let digest = validate::digest("digest", &request.digest)?;
-        validate::template_size("size_bytes", request.size_bytes)?;
-        let state = self.read().await?;
+        let digest = validate::digest("digest", &request.get_ref().digest)?;
+        validate::template_size("size_bytes", request.get_ref().size_bytes)?;
+        let state = read::state(&self.controller, &request).await?;
         // One that holds it already needs no bytes; else the one with the most room.
         let node = reachable(&state)
             .max_by_key(|node| (node.templates.contains(&digest), node.free().disk))
@@ -103,13 +98,17 @@ impl TemplateService for TemplatesApi {
         let wanted = request.template.ok_or_else(|| status::invalid_field("template", "must be set"))?;
         let spec = validate::template_spec(&wanted)?;
         self.await_holder(spec.digest).await?;
-        let template = self.controller.create_template(caller, id, spec, key).await.map_err(status::control)?;
-        Ok(Response::new(convert::template(&self.controller.replica().state(), &template)))
+        let created = self.controller.create_template(caller, id.clone(), spec, key).await.map_err(status::control)?;
+        Ok(Response::new(match created {
+            Answered::Is(template) => convert::template(&self.controller.replica().state(), &template),
+            // It came before, and the template is deleted since.
+            Answered::WasAt { .. } => Template { name: id.name(), ..Template::default() },
+        }))
     }
 
     async fn get_template(&self, request: Request<GetTemplateRequest>) -> Result<Response<Template>, Status> {
-        let id = template_name(&request.into_inner().name)?;
-        let state = self.read().await?;
+        let id = template_name(&request.get_ref().name)?;
+        let state = read::state(&self.controller, &request).await?;
         let template = state.templates.get(&id).ok_or_else(|| status::template_not_found(&id))?;
         Ok(Response::new(convert::template(&state, template)))
     }
@@ -118,13 +117,12 @@ impl TemplateService for TemplatesApi {
         &self,
         request: Request<ListTemplatesRequest>,
     ) -> Result<Response<ListTemplatesResponse>, Status> {
-        let request = request.into_inner();
-        let page = Page::parse("templates", request.page_size, &request.page_token)?;
+        let page = Page::parse("templates", request.get_ref().page_size, &request.get_ref().page_token)?;
         let start = match &page.after {
             Some(last) => Bound::Excluded(TemplateId::parse(last).map_err(|_| status::invalid_page_token())?),
             None => Bound::Unbounded,
         };
-        let state = self.read().await?;
+        let state = read::state(&self.controller, &request).await?;
         let mut found = state.templates.range((start, Bound::Unbounded));
         let listed: Vec<_> = found.by_ref().take(page.size).map(|(_, template)| template).collect();
         let next_page_token = match (found.next(), listed.last()) {

@@ -8,12 +8,17 @@ use tonic::Status;
 use warren_proto::ids::SandboxName;
 use warren_proto::v1::{SandboxState, WaitSandboxRequest, WaitSandboxResponse};
 
+use super::shares::{Bounds, Shares};
+use super::wakes::Wakes;
 use super::{convert, status, validate};
 use crate::controller::Controller;
 use crate::state::State;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Waits of this replica, and of one tenant: each costs a task, a timer and a stream, some KiB; together less than 100 MiB.
+const WAITS: Bounds = Bounds { what: "waits", whole: 16_384, of_tenant: 4096 };
 
 /// What is waited for.
 pub(super) struct Wanted {
@@ -37,41 +42,59 @@ impl Wanted {
         }
         Ok(Self { name, states, timeout })
     }
+}
 
-    /// From `first` on, until the wait is over.
-    pub async fn wait(&self, controller: &Controller, first: Arc<State>) -> Result<WaitSandboxResponse, Status> {
-        if let Some(answer) = self.answer(&first, false)? {
+/// The waits of one replica. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Waits {
+    controller: Controller,
+    shares: Shares,
+    wakes: Wakes,
+}
+
+impl Waits {
+    pub fn start(controller: Controller) -> Self {
+        Self { wakes: Wakes::start(controller.clone()), shares: Shares::new(WAITS), controller }
+    }
+
+    /// From `first` on, until the wait is over. It looks again only when something happened to its sandbox.
+    pub async fn wait(&self, wanted: &Wanted, first: Arc<State>) -> Result<WaitSandboxResponse, Status> {
+        if let Some(answer) = self.answer(wanted, &first, false)? {
             return Ok(answer);
         }
-        let mut states = controller.replica().watch_state();
-        let over = tokio::time::sleep(self.timeout);
+        let _share = self.shares.take(Some(&wanted.name.tenant), 1)?;
+        let sleeper = self.wakes.sleeper(&wanted.name);
+        let states = self.controller.replica().watch_state();
+        let over = tokio::time::sleep(wanted.timeout);
         tokio::pin!(over);
         loop {
-            let state = states.borrow_and_update().clone();
-            // A state older than the first says nothing new.
-            if state.revision >= first.revision
-                && let Some(answer) = self.answer(&state, false)?
-            {
+            let woken = sleeper.bell.notified();
+            tokio::pin!(woken);
+            // Before it looks: what happens from now on rings the bell.
+            woken.as_mut().enable();
+            let state = states.borrow().clone();
+            if let Some(answer) = self.answer(wanted, &state, false)? {
                 return Ok(answer);
             }
             tokio::select! {
-                changed = states.changed() => changed.map_err(|_stopped| status::no_leader())?,
-                () = controller.stopping() => return Err(status::no_leader()),
+                () = woken => if states.has_changed().is_err() { return Err(status::no_leader()) },
+                () = self.controller.stopping() => return Err(status::no_leader()),
                 () = &mut over => {
                     let state = states.borrow().clone();
-                    return self.answer(&state, true)?.ok_or_else(status::no_leader);
+                    return self.answer(wanted, &state, true)?.ok_or_else(status::no_leader);
                 }
             }
         }
     }
 
     /// The answer, if the wait ends here: it is reached, cannot be reached any more, or the time is `over`.
-    fn answer(&self, state: &State, over: bool) -> Result<Option<WaitSandboxResponse>, Status> {
-        let sandbox = state.sandboxes.get(&self.name).ok_or_else(|| status::sandbox_not_found(&self.name))?;
+    fn answer(&self, wanted: &Wanted, state: &State, over: bool) -> Result<Option<WaitSandboxResponse>, Status> {
+        let sandbox = state.sandboxes.get(&wanted.name).ok_or_else(|| status::sandbox_not_found(&wanted.name))?;
         let shown = convert::sandbox_state(state, sandbox);
-        let reached = self.states.contains(&shown);
+        let reached = wanted.states.contains(&shown);
         let ended = sandbox.life.ended().is_some();
         let ends = reached || ended || over;
-        Ok(ends.then(|| WaitSandboxResponse { sandbox: Some(convert::sandbox(state, sandbox)), reached }))
+        let shown = || convert::sandbox_in_full(state, sandbox, self.controller.log_now(state));
+        Ok(ends.then(|| WaitSandboxResponse { sandbox: Some(shown()), reached }))
     }
 }

@@ -12,23 +12,23 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::stream::{self, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use warren_proto::v1::WatchSandboxesResponse;
 use warren_proto::v1::watch_sandboxes_response::Kind;
+use warren_proto::v1::{self, WatchSandboxesResponse};
 
 use super::filter::{Filter, Seen};
+use super::shares::{Bounds, Share, Shares};
 use super::{convert, status};
 use crate::controller::Controller;
 use crate::raft::Leadership;
 use crate::state::State;
 use crate::state::event::Position;
-use crate::state::sandbox::Sandbox;
 
-/// Most watches of one replica: each costs a task and a few buffers.
-const MAX_WATCHERS: usize = 4096;
+/// Watches of this replica, and of one tenant: each costs a task and a few buffers.
+const WATCHES: Bounds = Bounds { what: "watches", whole: 4096, of_tenant: 1024 };
 
 /// Responses that wait for a slow client; then the watch waits, and reads on from the ring afterwards.
 const OUTBOUND: usize = 64;
@@ -65,12 +65,12 @@ fn read_token(state: &State, token: &str) -> Result<Position, Status> {
 /// The watches of one replica.
 #[derive(Debug, Clone)]
 pub struct Watchers {
-    slots: Arc<Semaphore>,
+    shares: Shares,
 }
 
 impl Default for Watchers {
     fn default() -> Self {
-        Self { slots: Arc::new(Semaphore::new(MAX_WATCHERS)) }
+        Self { shares: Shares::new(WATCHES) }
     }
 }
 
@@ -83,7 +83,7 @@ impl Watchers {
         filter: Filter,
         token: &str,
     ) -> Result<WatchStream, Status> {
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| status::too_many_watchers(MAX_WATCHERS))?;
+        let share = self.shares.take(filter.tenant(), 1)?;
         let begin = match token {
             "" => None,
             token => {
@@ -102,7 +102,7 @@ impl Watchers {
             leadership: controller.replica().leadership(),
             controller: controller.clone(),
             out,
-            _slot: slot,
+            _share: share,
         };
         let current = begin.is_none().then(|| state.clone());
         tokio::spawn(watch.run(current, why));
@@ -122,7 +122,7 @@ struct Watch {
     leadership: watch::Receiver<Leadership>,
     controller: Controller,
     out: mpsc::Sender<WatchSandboxesResponse>,
-    _slot: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 /// A watch is over: what its client is told, if that is still there.
@@ -159,7 +159,7 @@ impl Watch {
     async fn send_current(&self, state: &Arc<State>) -> Result<(), Over> {
         let current = self.filter.walk(state, None).map_err(|status| Over(Some(status)))?;
         for sandbox in current {
-            self.send(state, Kind::Current, Some(sandbox)).await?;
+            self.send(state, Kind::Current, Some(convert::sandbox(state, sandbox))).await?;
         }
         self.send(state, Kind::Synced, None).await
     }
@@ -174,13 +174,13 @@ impl Watch {
             }
             for event in &events {
                 self.position = event.position;
-                let kind = match self.filter.see(state, event) {
+                let kind = match self.filter.see(event) {
                     None => continue,
                     Some(Seen::Appeared) => Kind::Created,
                     Some(Seen::Changed) => Kind::Updated,
                     Some(Seen::Disappeared) => Kind::Deleted,
                 };
-                self.send(state, kind, Some(&event.sandbox)).await?;
+                self.send(state, kind, Some(convert::sandbox_of_event(event))).await?;
             }
         }
     }
@@ -190,12 +190,9 @@ impl Watch {
         !self.follows && !matches!(*self.leadership.borrow(), Leadership::Leader { .. })
     }
 
-    async fn send(&self, state: &Arc<State>, kind: Kind, sandbox: Option<&Arc<Sandbox>>) -> Result<(), Over> {
-        let response = WatchSandboxesResponse {
-            kind: kind.into(),
-            sandbox: sandbox.map(|sandbox| convert::sandbox(state, sandbox)),
-            watch_token: watch_token(state, self.position),
-        };
+    async fn send(&self, state: &Arc<State>, kind: Kind, sandbox: Option<v1::Sandbox>) -> Result<(), Over> {
+        let response =
+            WatchSandboxesResponse { kind: kind.into(), sandbox, watch_token: watch_token(state, self.position) };
         // A client that reads nothing holds neither the replica's end up nor its slot for ever.
         let why = tokio::select! {
             sent = self.out.send(response) => return sent.map_err(|_closed| Over(None)),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use warren_proto::ids::ReplicaId;
 
-use super::{ControlError, Controller};
+use super::{ControlError, Controller, lock};
 use crate::clock;
 use crate::raft::{AnnounceError, Leadership, MemberRole, MemberStatus, MembershipError};
 use crate::state::command::{Body, Caller, ReplicaRecord};
@@ -16,6 +16,9 @@ use crate::state::outcome::Rejected;
 
 /// How often members are looked at.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// How often voters are asked how full their disks are: as often as they look themselves.
+const DISKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Shortest time between two attempts to announce oneself.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(300);
@@ -97,6 +100,20 @@ pub(super) async fn tend(controller: Controller) {
         if let Err(error) = step(&controller, &mut silent).await {
             warn!(%error, "change the group");
         }
+    }
+}
+
+/// Keeps what the leader knows of the other voters' disks.
+pub(super) async fn follow_disks(controller: Controller) {
+    let mut ticks = tokio::time::interval(DISKS_EVERY);
+    loop {
+        tokio::select! {
+            () = controller.stopping() => return,
+            _ = ticks.tick() => {}
+        }
+        let leads = matches!(*controller.replica().leadership().borrow(), Leadership::Leader { .. });
+        let disks = if leads { controller.replica().read_disks().await } else { BTreeMap::new() };
+        *lock(&controller.0.other_disks) = disks;
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::log_clock::LogClock;
-use super::{ControlError, Controller, group, lock};
+use super::{ControlError, Controller, IDLE_PASS, group, lock};
 use crate::clock;
 use crate::metrics::names;
 use crate::plan;
@@ -26,9 +26,6 @@ const FREEZE_BUDGET: Duration = Duration::from_secs(1);
 
 /// Clocks run 1 % apart at most (section 6 of the design: lease × 1.01).
 const CLOCK_DRIFT: f64 = 1.01;
-
-/// How often the leader looks for what is due although nothing changed.
-const IDLE_PASS: Duration = Duration::from_secs(10);
 
 /// Shortest time between passes that a failed proposal waits before trying again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);

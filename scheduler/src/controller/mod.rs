@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use ::metrics::{counter, histogram};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
-use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
+use warren_proto::ids::{Epoch, NodeId, ReplicaId, SandboxName, TemplateId};
 
 use crate::clock;
 use crate::disk::DiskUse;
@@ -34,12 +34,15 @@ use crate::state::command::{
 };
 use crate::state::level::{self, Level};
 use crate::state::node::{Condition, NodeReport};
-use crate::state::outcome::{Rejected, Reply};
+use crate::state::outcome::{Kept, Rejected, Reply, Subject};
 use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox, SandboxSpec};
 use crate::state::template::Template;
 use liveness::Liveness;
 use log_clock::LogClock;
 use sessions::Sessions;
+
+/// How often the leader looks for what is due, and at what waits, although nothing changed.
+pub const IDLE_PASS: Duration = Duration::from_secs(10);
 
 /// How long a client's change waits for a ledger just formed to reach the level that it needs: what the members take to say
 /// what they support, several times over.
@@ -116,6 +119,8 @@ struct Inner {
     /// Set while this replica leads and its term is open.
     log_clock: Mutex<Option<LogClock>>,
     sessions: Sessions,
+    /// How full the other voters' disks are, in percent; nothing where this replica does not lead.
+    other_disks: Mutex<BTreeMap<ReplicaId, u64>>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -140,11 +145,14 @@ impl Controller {
             liveness: Mutex::new(Liveness::default()),
             log_clock: Mutex::new(None),
             sessions: Sessions::default(),
+            other_disks: Mutex::default(),
         }));
+        controller.replica().tell_disk(controller.disk().clone());
         tokio::spawn(leader::run(controller.clone()));
         tokio::spawn(sessions::notify_changes(controller.clone()));
         tokio::spawn(group::announce(controller.clone()));
         tokio::spawn(group::tend(controller.clone()));
+        tokio::spawn(group::follow_disks(controller.clone()));
         controller
     }
 
@@ -171,6 +179,17 @@ impl Controller {
         &self.0.config.disk
     }
 
+    /// A voter whose disk is so full that creates are refused, and how full it is. A replica that is heard of and full counts wherever
+    /// it is: with its disk at its end it stops, and with it goes what the group can lose. One that is silent is lost already.
+    pub fn full_disk(&self) -> Option<(ReplicaId, u64)> {
+        let own = self.disk();
+        if own.is_full() {
+            return Some((self.replica().id(), own.percent()));
+        }
+        let others = lock(&self.0.other_disks);
+        others.iter().map(|(id, percent)| (*id, *percent)).find(|(_, percent)| own.would_be_full(*percent))
+    }
+
     pub fn debug_info(&self) -> DebugInfo {
         self.0.config.debug.read()
     }
@@ -189,7 +208,7 @@ impl Controller {
     }
 
     /// Creates a sandbox: placed where there is room, queued with a reason otherwise. Goes on when the caller goes away.
-    pub async fn create_sandbox(&self, caller: Caller, new: NewSandbox) -> Result<Arc<Sandbox>, ControlError> {
+    pub async fn create_sandbox(&self, caller: Caller, new: NewSandbox) -> Result<Answered<Sandbox>, ControlError> {
         let controller = self.clone();
         let creating = async move {
             let (decision, _in_flight) = controller.decide(&new.spec);
@@ -205,7 +224,7 @@ impl Controller {
         &self,
         caller: Caller,
         items: Vec<NewSandbox>,
-    ) -> Result<Vec<Result<Arc<Sandbox>, ControlError>>, ControlError> {
+    ) -> Result<Vec<Result<Answered<Sandbox>, ControlError>>, ControlError> {
         let controller = self.clone();
         let creating = async move {
             let creates = items.into_iter().map(|item| {
@@ -255,7 +274,7 @@ impl Controller {
         change: Change,
         if_revision: Option<u64>,
         request: Option<RequestKey>,
-    ) -> Result<Arc<Sandbox>, ControlError> {
+    ) -> Result<Answered<Sandbox>, ControlError> {
         sandbox_of(self.propose(caller, Body::UpdateSandbox { sandbox, change, if_revision, request }).await?)
     }
 
@@ -270,7 +289,7 @@ impl Controller {
         caller: Caller,
         sandbox: SandboxName,
         request: Option<RequestKey>,
-    ) -> Result<Arc<Sandbox>, ControlError> {
+    ) -> Result<Answered<Sandbox>, ControlError> {
         sandbox_of(self.propose(caller, Body::DeleteSandbox { sandbox, request }).await?)
     }
 
@@ -280,9 +299,10 @@ impl Controller {
         template: TemplateId,
         spec: TemplateSpec,
         request: Option<RequestKey>,
-    ) -> Result<Arc<Template>, ControlError> {
+    ) -> Result<Answered<Template>, ControlError> {
         match self.propose(caller, Body::CreateTemplate { template, spec, request }).await? {
-            Reply::Template(template) => Ok(template),
+            Reply::Template(template) => Ok(Answered::Is(template)),
+            Reply::Gone(Kept { what: Subject::Template(_), revision, .. }) => Ok(Answered::WasAt { revision }),
             other => Err(foreign(&other)),
         }
     }
@@ -446,9 +466,20 @@ fn node_caller(node: &NodeId) -> Caller {
     Caller { principal: node.name(), role: crate::state::command::Role::Node, tenant: None }
 }
 
-fn sandbox_of(reply: Reply) -> Result<Arc<Sandbox>, ControlError> {
+/// What became of something that a request was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered<T> {
+    Is(Arc<T>),
+    /// The request came before, and what it made or changed is gone since; the first attempt took effect at `revision`.
+    WasAt {
+        revision: u64,
+    },
+}
+
+fn sandbox_of(reply: Reply) -> Result<Answered<Sandbox>, ControlError> {
     match reply {
-        Reply::Sandbox(sandbox) => Ok(sandbox),
+        Reply::Sandbox(sandbox) => Ok(Answered::Is(sandbox)),
+        Reply::Gone(Kept { what: Subject::Sandbox(_), revision, .. }) => Ok(Answered::WasAt { revision }),
         other => Err(foreign(&other)),
     }
 }

@@ -45,6 +45,10 @@ pub struct Cursor(BTreeMap<TenantId, Rank>);
 
 /// Plans placements and reserves them in `view`, so that one pass does not give the same room twice.
 pub fn plan(state: &State, view: &mut View, now: LogTime, cursor: &mut Cursor) -> Placements {
+    if state.indexes.queues.is_empty() {
+        cursor.0.clear();
+        return Placements::default();
+    }
     let mut pass = Pass { state, now, planned: Placements::default(), hopeless: BTreeMap::new(), searches: 0 };
     let mut shares = Shares::new(state);
     let mut first = Cursor::default();

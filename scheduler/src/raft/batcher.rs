@@ -26,8 +26,12 @@ pub(super) const MAX_BATCH_COMMANDS: usize = 256;
 /// Proposals that wait for the batcher; more are refused at once. At 20,000/s this is most of a second.
 pub(super) const QUEUE: usize = 16_384;
 
+/// How much of the queue clients may fill. The rest is for nodes and the leader itself: what clients send must not keep a node from
+/// registering, or the ledger's clock from going on.
+pub(super) const QUEUE_OF_CLIENTS: usize = QUEUE / 4 * 3;
+
 /// Entries under way: enough that the next is appended while the last is being synced and sent.
-const MAX_IN_FLIGHT: usize = 64;
+pub(super) const MAX_IN_FLIGHT: usize = 64;
 
 /// After this a proposer is told that the outcome is unknown: a leader that was cut off does not learn it by itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,9 +53,8 @@ pub(super) fn encoded_bytes(command: &Command) -> usize {
     pb::StoredCommand::from(command).encoded_len() + FRAME
 }
 
-/// Runs until every sender is gone.
-pub(super) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
-    let in_flight = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+/// Runs until every sender is gone. `in_flight` has [`MAX_IN_FLIGHT`] permits.
+pub(super) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>, in_flight: Arc<Semaphore>) {
     let mut held = None;
     loop {
         let first = match held.take() {

@@ -84,11 +84,27 @@ impl Replica {
     }
 
     async fn read_clock(&self, member: &Member) -> Option<LogTime> {
+        Some(LogTime(self.ask(member).await?.time_ms))
+    }
+
+    async fn ask(&self, member: &Member) -> Option<pb::ReadClockResponse> {
         let mut client = self.peer(member)?;
         let asked = client.read_clock(self.origin().call(within(pb::ReadClockRequest {})));
         let answer = tokio::time::timeout(PEER_TIMEOUT, asked).await.ok()?.ok()?;
         self.origin().check_ledger(answer.metadata()).ok()?;
-        Some(LogTime(answer.into_inner().time_ms))
+        Some(answer.into_inner())
+    }
+
+    /// How full the disks of the other voters are, in percent: of those that are heard of, and say it.
+    pub async fn read_disks(&self) -> BTreeMap<ReplicaId, u64> {
+        let (_, addresses) = self.voters();
+        let heard: BTreeSet<u64> = self.members().iter().filter(|m| m.reachable).map(|m| m.id.0).collect();
+        let others = addresses.iter().filter(|(id, _)| **id != self.id().0 && heard.contains(id));
+        let asked = others.map(async |(id, member)| {
+            let percent = self.ask(member).await?.disk_used_percent;
+            (percent > 0).then_some((ReplicaId(*id), u64::from(percent)))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     fn peer(&self, member: &Member) -> Option<RaftServiceClient<tonic::transport::Channel>> {

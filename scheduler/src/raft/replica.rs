@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ::metrics::counter;
@@ -13,7 +13,7 @@ use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
 use openraft::{Config, Instant, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
@@ -37,6 +37,7 @@ use super::proposer::Proposer;
 use super::service::RaftApi;
 use super::state_machine::StateMachine;
 use super::types::{Member, Outcome, Raft, TypeConfig};
+use crate::disk::DiskUse;
 use crate::metrics::names;
 use crate::state::State;
 use crate::state::command::Command;
@@ -211,6 +212,9 @@ struct Inner {
     checkpoints: CheckpointDirectory,
     leadership: watch::Receiver<Leadership>,
     proposals: mpsc::Sender<Proposal>,
+    in_flight: Arc<Semaphore>,
+    /// Told to other replicas.
+    disk: Arc<OnceLock<DiskUse>>,
     confirmations: mpsc::Sender<confirm::Asker>,
     election_timeout: Duration,
     runtime: Handle,
@@ -310,7 +314,8 @@ impl Replica {
         let (failure, stop) = (Failure::default(), CancellationToken::new());
         runtime.spawn(watch_raft(raft.clone(), leading, failure.clone(), stop.clone()));
         let (proposals, queue) = mpsc::channel(batcher::QUEUE);
-        runtime.spawn(batcher::run(raft.clone(), queue));
+        let in_flight = Arc::new(Semaphore::new(batcher::MAX_IN_FLIGHT));
+        runtime.spawn(batcher::run(raft.clone(), queue, in_flight.clone()));
         let (confirmations, askers) = mpsc::channel(confirm::QUEUE);
         let (asked, limit) = (raft.clone(), config.election_timeout * READ_TIMEOUT_ELECTIONS);
         runtime.spawn(confirm::run(askers, move || {
@@ -328,6 +333,8 @@ impl Replica {
             checkpoints,
             leadership,
             proposals,
+            in_flight,
+            disk: Arc::default(),
             confirmations,
             election_timeout: config.election_timeout,
             runtime,
@@ -349,6 +356,7 @@ impl Replica {
             proposer: self.proposer(),
             failure: self.0.failure.clone(),
             told: Mutex::default(),
+            disk: self.0.disk.clone(),
         };
         let service = RaftServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -411,7 +419,19 @@ impl Replica {
 
     /// Commands that wait to be put into an entry.
     pub fn pending_proposals(&self) -> usize {
-        self.0.proposals.max_capacity().saturating_sub(self.0.proposals.capacity())
+        self.proposer().waiting()
+    }
+
+    /// Lets the other replicas know how full this one's disk is, from now on. Said once.
+    pub fn tell_disk(&self, disk: DiskUse) {
+        let _said_before = self.0.disk.set(disk);
+    }
+
+    /// Nothing more is put into the log until what this answers is dropped: for tests of what happens behind a slow one.
+    #[doc(hidden)]
+    pub async fn hold_back(&self) -> impl Send + use<> {
+        let all = u32::try_from(batcher::MAX_IN_FLIGHT).unwrap_or(u32::MAX);
+        self.0.in_flight.clone().acquire_many_owned(all).await
     }
 
     /// Hashes of the states that this replica has had, newest last.

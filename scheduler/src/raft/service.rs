@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::ChangeMembers;
@@ -28,6 +28,7 @@ use super::origin::{Origin, same_ledger};
 use super::proposer::Proposer;
 use super::types::{CheckpointMeta, LogId, Raft, TypeConfig};
 use crate::clock;
+use crate::disk::DiskUse;
 use crate::state::command::{Body, Caller, Command};
 use crate::state::outcome::Rejected;
 
@@ -40,12 +41,19 @@ pub(super) struct RaftApi {
     pub failure: Failure,
     /// When a refusal was last told.
     pub told: Mutex<Option<Instant>>,
+    /// Set once this replica knows.
+    pub disk: Arc<OnceLock<DiskUse>>,
 }
 
 /// A replica that must stay out tries again every moment; a person needs to be told less often.
 const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(30);
 
 impl RaftApi {
+    /// 0: it does not know.
+    fn disk_used_percent(&self) -> u32 {
+        self.disk.get().map_or(0, |disk| u32::try_from(disk.percent()).unwrap_or(u32::MAX))
+    }
+
     /// Refuses, before any effect, a leader or a candidate of another ledger, or with a disk that the ledger does not know.
     fn check_sender(&self, metadata: &MetadataMap, vote: Option<&pb::StoredVote>) -> Result<(), Status> {
         let sender = ReplicaId(vote.map_or(0, |vote| vote.voted_for));
@@ -162,7 +170,8 @@ impl RaftService for RaftApi {
         request: Request<pb::ReadClockRequest>,
     ) -> Result<Response<pb::ReadClockResponse>, Status> {
         self.origin.check_ledger(request.metadata())?;
-        Ok(self.origin.answer(pb::ReadClockResponse { time_ms: clock::log_time().0 }))
+        let (time_ms, disk_used_percent) = (clock::log_time().0, self.disk_used_percent());
+        Ok(self.origin.answer(pb::ReadClockResponse { time_ms, disk_used_percent }))
     }
 
     async fn identify(&self, request: Request<pb::IdentifyRequest>) -> Result<Response<pb::IdentifyResponse>, Status> {

@@ -31,6 +31,8 @@ pub struct Indexes {
     pub backing_off: OrdSet<(LogTime, Option<SandboxName>)>,
     /// Those that ended and hold no node, oldest first.
     pub ended: OrdSet<(LogTime, SandboxName)>,
+    /// What all of them take, by what their creators chose ([`Sandbox::chosen_bytes`]).
+    pub chosen_bytes: u64,
 }
 
 impl Indexes {
@@ -50,6 +52,10 @@ impl Indexes {
         self.change_kind(&name, before.map(|s| s.life.kind()), after.map(|s| s.life.kind()));
         self.change_labels(&name, before.map(|s| &s.settings().labels), after.map(|s| &s.settings().labels));
         self.change_rank(&name, before.and_then(waiting), after.and_then(waiting));
+        if !before.zip(after).is_some_and(|(before, after)| before.chose_the_same(after)) {
+            let bytes = |sandbox: Option<&Sandbox>| sandbox.map_or(0, Sandbox::chosen_bytes);
+            self.chosen_bytes = self.chosen_bytes.saturating_sub(bytes(before)).saturating_add(bytes(after));
+        }
         let at = |time: Option<LogTime>| time.map(|at| (at, name.clone()));
         turn(&mut self.due, at(before.and_then(Sandbox::due)), at(after.and_then(Sandbox::due)));
         let ended = |sandbox: &Sandbox| sandbox.life.ended();

@@ -74,6 +74,7 @@ fn check_indexes(state: &State, wrong: &mut Vec<String>) {
         ("due times", anew.due == state.indexes.due),
         ("waiting times", anew.backing_off == state.indexes.backing_off),
         ("ended sandboxes", anew.ended == state.indexes.ended),
+        ("bytes", anew.chosen_bytes == state.indexes.chosen_bytes),
     ];
     wrong.extend(parts.iter().filter(|(_, right)| !right).map(|(what, _)| format!("the index of {what} is wrong")));
 }
@@ -97,7 +98,7 @@ fn check_counts(state: &State, wrong: &mut Vec<String>) {
     wrong.extend(templates.keys().map(|id| format!("sandboxes use template {id}, which does not exist")));
     for (id, tenant) in &state.tenants {
         let own = anew.tenants.remove(id).unwrap_or_default();
-        let counts = |t: &Tenant| (t.sandboxes, t.live, t.used, t.pending, t.waiting);
+        let counts = |t: &Tenant| (t.sandboxes, t.live, t.used, t.pending, t.waiting, t.chosen_bytes);
         if counts(&own) != counts(tenant) {
             wrong.push(format!("tenant {id} counts {:?}, its sandboxes are {:?}", counts(tenant), counts(&own)));
         }

@@ -233,7 +233,7 @@ fn turn(state: &mut State, context: &Context, id: &NodeId, to: Condition) {
         }
     }
     for name in &shown {
-        sandbox::touch(state, context, name);
+        sandbox::touch(state, context, name, from == Condition::Down);
     }
 }
 

@@ -18,6 +18,26 @@ pub enum Reply {
     Template(Arc<Template>),
     /// The sandboxes of a batch.
     Batch(Vec<SandboxName>),
+    /// Of a request that came again, where what it made or changed is gone by now: what happened the first time.
+    Gone(Kept),
+}
+
+/// What the table of answers keeps of an answer: what was made or changed, but not what that was. A whole sandbox, with a
+/// specification of up to 16 KiB, would be held for ten minutes, however soon it is deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub what: Subject,
+    /// Tells it from a later one of the same name.
+    pub created: LogTime,
+    /// Ledger index of the change.
+    pub revision: u64,
+}
+
+/// What a request was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    Sandbox(SandboxName),
+    Template(TemplateId),
 }
 
 /// Why a command was rejected. Nothing changed but log time.

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use warren_proto::ids::TenantId;
 
+use super::State;
 use super::command::{LogTime, RequestKey};
-use super::outcome::{Rejected, Reply};
+use super::level::Level;
+use super::outcome::{Kept, Rejected, Reply, Subject};
 
 /// How long an answer is kept, in ms of log time (rule 3 of the design).
 pub const RETENTION_MS: u64 = 10 * 60 * 1000;
@@ -17,11 +19,12 @@ pub const RETENTION_MS: u64 = 10 * 60 * 1000;
 /// How far ahead of log time an id's own time stamp may lie: more than honest clocks differ.
 pub const MAX_AHEAD_MS: u64 = 60 * 1000;
 
-/// Most answers kept: 1,700 requests a second for ten minutes, about 500 MiB at worst. Few in unit tests, which fill it.
-pub const MAX_REQUESTS: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+/// Most answers kept: 1,700 requests a second for ten minutes. Each holds names and numbers, a few hundred bytes with its place in
+/// two maps: about 500 MiB at worst. One of a batch counts once for each sandbox that it names. Few in unit tests, which fill it.
+pub const MAX_REQUESTS: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 
 /// Most answers of one tenant: one cannot fill the table for all others.
-pub const MAX_REQUESTS_OF_TENANT: u64 = (MAX_REQUESTS as u64) / 4;
+pub const MAX_REQUESTS_OF_TENANT: u64 = MAX_REQUESTS / 4;
 
 /// Most expired answers that one command clears away. More than one, so the table shrinks while it is used.
 const MAX_EXPIRED_AT_ONCE: usize = 4;
@@ -40,13 +43,25 @@ pub struct Answer {
     pub reply: Reply,
 }
 
+impl Answer {
+    /// What it counts for in the table.
+    fn weight(&self) -> u64 {
+        match &self.reply {
+            Reply::Batch(names) => (names.len() as u64).max(1),
+            _ => 1,
+        }
+    }
+}
+
 /// All answers that are kept.
 #[derive(Debug, Clone, Default)]
 pub struct RequestTable {
     answers: imbl::OrdMap<(Scope, u128), Arc<Answer>>,
     by_expiry: imbl::OrdSet<(LogTime, Scope, u128)>,
-    /// How many each has.
+    /// What each has of them, by [`Answer::weight`].
     counts: imbl::OrdMap<Scope, u64>,
+    /// The sum of these.
+    total: u64,
 }
 
 /// Time stamp of a UUIDv7: its first 48 bits, in ms since the Unix epoch (RFC 9562, section 5.7).
@@ -54,14 +69,43 @@ fn time_of(id: u128) -> u64 {
     (id >> 80) as u64
 }
 
+/// What is kept of an answer.
+fn small(reply: &Reply) -> Reply {
+    let kept = |what, created, revision| Reply::Gone(Kept { what, created, revision });
+    match reply {
+        Reply::Sandbox(of) => kept(Subject::Sandbox(of.name.clone()), of.created, of.revision),
+        Reply::Template(of) => kept(Subject::Template(of.id.clone()), of.created, of.revision),
+        other => other.clone(),
+    }
+}
+
+impl State {
+    /// The answer to a request that came before; `None` if it is new. What the first made or changed is answered as it is now.
+    pub(super) fn answered(&self, scope: &Scope, request: Option<&RequestKey>) -> Result<Option<Reply>, Rejected> {
+        let answer = self.requests.lookup(scope, request, self.log_time)?;
+        Ok(answer.map(|answer| match &answer {
+            Reply::Gone(kept) => self.recall(kept).unwrap_or(answer),
+            _ => answer,
+        }))
+    }
+
+    fn recall(&self, kept: &Kept) -> Option<Reply> {
+        match &kept.what {
+            Subject::Sandbox(name) => {
+                let sandbox = self.sandboxes.get(name).filter(|sandbox| sandbox.created == kept.created)?;
+                Some(Reply::Sandbox(sandbox.clone()))
+            }
+            Subject::Template(id) => {
+                let template = self.templates.get(id).filter(|template| template.created == kept.created)?;
+                Some(Reply::Template(template.clone()))
+            }
+        }
+    }
+}
+
 impl RequestTable {
     /// The first answer to this request, `None` if it is new, or why it must not be tried.
-    pub(super) fn lookup(
-        &self,
-        scope: &Scope,
-        request: Option<&RequestKey>,
-        now: LogTime,
-    ) -> Result<Option<Reply>, Rejected> {
+    fn lookup(&self, scope: &Scope, request: Option<&RequestKey>, now: LogTime) -> Result<Option<Reply>, Rejected> {
         let Some(request) = request else { return Ok(None) };
         if let Some(answer) = self.answers.get(&(scope.clone(), request.id))
             && answer.expires > now
@@ -80,29 +124,37 @@ impl RequestTable {
             return Err(Rejected::RequestIdFromFuture { ahead_ms: stamped.saturating_sub(now.0) });
         }
         let own = self.held_by(scope);
-        if self.answers.len() >= MAX_REQUESTS || (scope.tenant.is_some() && own >= MAX_REQUESTS_OF_TENANT) {
+        if self.total >= MAX_REQUESTS || (scope.tenant.is_some() && own >= MAX_REQUESTS_OF_TENANT) {
             return Err(Rejected::RequestTableFull);
         }
         Ok(None)
     }
 
-    /// Keeps the answer to a request that [`lookup`](Self::lookup) called new.
-    pub(super) fn remember(&mut self, scope: &Scope, request: Option<&RequestKey>, now: LogTime, reply: &Reply) {
+    /// Keeps the answer to a request that [`lookup`](Self::lookup) called new. A build that knows the first level alone reads
+    /// checkpoints of that level, and would not know the small form: there the answer is kept as it is.
+    pub(super) fn remember(
+        &mut self,
+        scope: &Scope,
+        request: Option<&RequestKey>,
+        (now, level): (LogTime, Level),
+        reply: &Reply,
+    ) {
         let Some(request) = request else { return };
         let expires = now.max(LogTime(time_of(request.id))).plus_ms(RETENTION_MS);
-        self.insert(scope.clone(), request.id, Answer { payload: request.payload, expires, reply: reply.clone() });
+        let reply = if level >= Level::SECOND { small(reply) } else { reply.clone() };
+        self.insert(scope.clone(), request.id, Answer { payload: request.payload, expires, reply });
     }
 
     /// Puts back an answer, as a checkpoint holds it.
     pub fn insert(&mut self, scope: Scope, id: u128, answer: Answer) {
-        let (key, expires) = ((scope, id), answer.expires);
-        match self.answers.insert(key.clone(), Arc::new(answer)) {
-            Some(older) => drop(self.by_expiry.remove(&(older.expires, key.0.clone(), id))),
-            None => {
-                let count = self.counts.entry(key.0.clone()).or_default();
-                *count = count.saturating_add(1);
-            }
+        let (key, expires, weight) = ((scope, id), answer.expires, answer.weight());
+        if let Some(older) = self.answers.insert(key.clone(), Arc::new(answer)) {
+            self.by_expiry.remove(&(older.expires, key.0.clone(), id));
+            self.discount(&key.0, older.weight());
         }
+        let count = self.counts.entry(key.0.clone()).or_default();
+        *count = count.saturating_add(weight);
+        self.total = self.total.saturating_add(weight);
         self.by_expiry.insert((expires, key.0, id));
     }
 
@@ -113,20 +165,22 @@ impl RequestTable {
                 Some((expires, scope, id)) if *expires <= now => {
                     let (expires, scope, id) = (*expires, scope.clone(), *id);
                     self.by_expiry.remove(&(expires, scope.clone(), id));
-                    self.answers.remove(&(scope.clone(), id));
-                    self.discount(scope);
+                    if let Some(answer) = self.answers.remove(&(scope.clone(), id)) {
+                        self.discount(&scope, answer.weight());
+                    }
                 }
                 _ => return,
             }
         }
     }
 
-    fn discount(&mut self, scope: Scope) {
-        let left = self.counts.get(&scope).map_or(0, |count| count.saturating_sub(1));
+    fn discount(&mut self, scope: &Scope, weight: u64) {
+        self.total = self.total.saturating_sub(weight);
+        let left = self.counts.get(scope).map_or(0, |count| count.saturating_sub(weight));
         if left == 0 {
-            self.counts.remove(&scope);
+            self.counts.remove(scope);
         } else {
-            self.counts.insert(scope, left);
+            self.counts.insert(scope.clone(), left);
         }
     }
 

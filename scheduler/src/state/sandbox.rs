@@ -14,6 +14,7 @@
 mod change;
 mod create;
 mod observe;
+mod weight;
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use warren_proto::ids::{Epoch, NodeId, SandboxName, TemplateId};
 use warren_proto::units::Resources;
 
 use super::command::LogTime;
-use super::event::EventKind;
+use super::event::{Event, EventKind, Position};
 use super::level::Level;
 use super::pairs::Pairs;
 use super::settings::{Egress, Expiry, Isolation, Restart, Settings};
@@ -305,21 +306,43 @@ fn held(state: &State, id: &NodeId, name: &SandboxName) -> Option<Sandbox> {
 }
 
 /// Writes a sandbox's new state, its indexes and its event.
-fn store(state: &mut State, context: &Context, mut sandbox: Sandbox, kind: EventKind) -> Arc<Sandbox> {
+fn store(state: &mut State, context: &Context, sandbox: Sandbox, kind: EventKind) -> Arc<Sandbox> {
+    let (sandbox, before) = put(state, context, sandbox);
+    let unreachable_before = before.as_deref().is_some_and(|before| state.is_unreachable(before));
+    tell(state, context, kind, sandbox.clone(), before, unreachable_before);
+    sandbox
+}
+
+/// As it is now, and as it was.
+fn put(state: &mut State, context: &Context, mut sandbox: Sandbox) -> (Arc<Sandbox>, Option<Arc<Sandbox>>) {
     sandbox.revision = context.index;
     let sandbox = Arc::new(sandbox);
     let before = state.put_sandbox(sandbox.clone());
-    state.events.push(context.index, kind, sandbox.clone(), before);
-    sandbox
+    (sandbox, before)
+}
+
+/// Writes an event: what watches will say of a change.
+fn tell(
+    state: &mut State,
+    context: &Context,
+    kind: EventKind,
+    sandbox: Arc<Sandbox>,
+    before: Option<Arc<Sandbox>>,
+    unreachable_before: bool,
+) {
+    let unreachable = state.is_unreachable(&sandbox);
+    let event = Event { position: Position::default(), kind, sandbox, before, unreachable, unreachable_before };
+    state.events.push(context.index, event);
 }
 
 /// Removes a sandbox that holds no node any more.
 fn forget(state: &mut State, context: &Context, sandbox: &Sandbox) -> Arc<Sandbox> {
     let last = Arc::new(Sandbox { revision: context.index, ..sandbox.clone() });
     let before = state.remove_sandbox(&sandbox.name);
+    let unreachable_before = before.as_deref().is_some_and(|before| state.is_unreachable(before));
     state.epoch_floor = state.epoch_floor.max(sandbox.epoch);
     template::count_user(state, &sandbox.spec.template, -1);
     tenant::drop_empty(state, &sandbox.name.tenant);
-    state.events.push(context.index, EventKind::Deleted, last.clone(), before);
+    tell(state, context, EventKind::Deleted, last.clone(), before, unreachable_before);
     last
 }

@@ -29,7 +29,7 @@ pub(super) fn create(
     spec: &TemplateSpec,
     request: Option<&RequestKey>,
 ) -> Result<Reply, Rejected> {
-    if let Some(answer) = state.requests.lookup(&context.scope(None), request, state.log_time)? {
+    if let Some(answer) = state.answered(&context.scope(None), request)? {
         return Ok(answer);
     }
     if let Some(existing) = state.templates.get(id) {
@@ -37,7 +37,7 @@ pub(super) fn create(
             return Err(Rejected::TemplateExists(id.clone()));
         }
         let reply = Reply::Template(existing.clone());
-        state.requests.remember(&context.scope(None), request, state.log_time, &reply);
+        state.requests.remember(&context.scope(None), request, (state.log_time, state.level), &reply);
         return Ok(reply);
     }
     if state.templates.len() as u64 >= MAX_TEMPLATES {
@@ -51,7 +51,7 @@ pub(super) fn create(
         revision: context.index,
     });
     let reply = Reply::Template(template.clone());
-    state.requests.remember(&context.scope(None), request, state.log_time, &reply);
+    state.requests.remember(&context.scope(None), request, (state.log_time, state.level), &reply);
     state.templates.insert(id.clone(), template);
     Ok(reply)
 }

@@ -17,6 +17,13 @@ pub const MAX_SANDBOXES_OF_TENANT: u64 = MAX_SANDBOXES / 4 * 3;
 /// Most sandboxes of one tenant that wait for a node. Few in unit tests, which fill it.
 pub const MAX_PENDING_OF_TENANT: u64 = if cfg!(test) { 2_000 } else { 100_000 };
 
+/// Most bytes that the sandboxes of a region take by what their creators chose ([`Sandbox::chosen_bytes`]): a KiB for each of
+/// [`MAX_SANDBOXES`]. With specifications of 16 KiB there are 131,072.
+pub const MAX_CHOSEN_BYTES: u64 = 2 << 30;
+
+/// Most of them of one tenant: as of the sandboxes.
+pub const MAX_CHOSEN_BYTES_OF_TENANT: u64 = MAX_CHOSEN_BYTES / 4 * 3;
+
 /// Records that a new tenant looks at, after it and at the table's beginning: more than it adds, so the table shrinks.
 const SWEPT_AT_ONCE: usize = 4;
 
@@ -52,6 +59,8 @@ pub struct Tenant {
     /// Those that wait for a node, and what of `used` they ask for. Derived, like `live` and `used`: never stored.
     pub pending: u64,
     pub waiting: Resources,
+    /// What all of them take, by what their creators chose.
+    pub chosen_bytes: u64,
     /// Creates that it may do at once, in thousandths, as of a time.
     pub creates_left: (u64, LogTime),
 }
@@ -75,6 +84,7 @@ impl Tenant {
 
     fn count(&mut self, sandbox: &Sandbox) {
         self.sandboxes = self.sandboxes.saturating_add(1);
+        self.chosen_bytes = self.chosen_bytes.saturating_add(sandbox.chosen_bytes());
         if sandbox.life.ended().is_none() {
             self.live = self.live.saturating_add(1);
             self.used = self.used.checked_add(sandbox.spec.resources).unwrap_or(self.used);
@@ -87,6 +97,7 @@ impl Tenant {
 
     fn discount(&mut self, sandbox: &Sandbox) {
         self.sandboxes = self.sandboxes.saturating_sub(1);
+        self.chosen_bytes = self.chosen_bytes.saturating_sub(sandbox.chosen_bytes());
         if sandbox.life.ended().is_none() {
             self.live = self.live.saturating_sub(1);
             self.used = self.used.saturating_sub(sandbox.spec.resources);
@@ -115,7 +126,9 @@ pub(super) fn recount(state: &mut State, before: Option<&Sandbox>, after: Option
         let waits = matches!(sandbox.life, Life::Pending { .. });
         (sandbox.life.ended().is_some(), waits, sandbox.spec.resources)
     };
-    let Some(sandbox) = after.or(before).filter(|_| before.map(counts) != after.map(counts)) else { return };
+    let same_bytes = before.zip(after).is_some_and(|(before, after)| before.chose_the_same(after));
+    let changed = !same_bytes || before.map(counts) != after.map(counts);
+    let Some(sandbox) = after.or(before).filter(|_| changed) else { return };
     let created = state.log_time;
     let new = || Tenant { created, ..Tenant::default() };
     let tenant = state.tenants.entry(sandbox.name.tenant.clone()).or_insert_with(new);
@@ -151,6 +164,21 @@ fn sweep(state: &mut State, id: &TenantId) {
     for name in names {
         state.tenants.remove(&name);
     }
+}
+
+/// Whether a sandbox may take `wanted` bytes by what was chosen for it, instead of `had`.
+pub(super) fn admit_bytes(state: &State, id: &TenantId, had: u64, wanted: u64) -> Result<(), Rejected> {
+    let own = state.tenants.get(id).map_or(0, |tenant| tenant.chosen_bytes);
+    let bounds = [
+        ("the tenant's share of memory for specifications", own, MAX_CHOSEN_BYTES_OF_TENANT),
+        ("the region's memory for specifications", state.indexes.chosen_bytes, MAX_CHOSEN_BYTES),
+    ];
+    for (what, all, limit) in bounds {
+        if wanted > had && all.saturating_sub(had).saturating_add(wanted) > limit {
+            return Err(Rejected::LimitReached { what, limit });
+        }
+    }
+    Ok(())
 }
 
 /// Whether the tenant may have one more sandbox of this size, now; takes it off the rate. A refusal changes nothing but what

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
+mod group;
 mod ledger;
+mod limits;
 mod metrics;
 mod reading;
 mod refusals;
@@ -39,6 +41,12 @@ use warren_scheduler::state::level::Level;
 const TENANT: &str = "tenants/t";
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Of a replica that is alone: there is nobody that it could lose the office to.
+const ELECTION: Duration = Duration::from_millis(200);
+
+/// Of a group: a busy machine may keep a leader silent for a while.
+const CALM_ELECTION: Duration = Duration::from_secs(2);
+
 /// One replica that leads, and its address.
 struct Region {
     member: Member,
@@ -46,7 +54,27 @@ struct Region {
     controller: Controller,
     address: String,
     stop: CancellationToken,
-    _directory: TempDir,
+    directory: TempDir,
+}
+
+/// Where a replica is to live.
+struct Place {
+    member: Member,
+    peers: TcpListener,
+    api: TcpListener,
+    directory: TempDir,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let (peers, api) = (bind().await, bind().await);
+        let member = Member {
+            peer_address: peers.local_addr().unwrap().to_string(),
+            api_address: api.local_addr().unwrap().to_string(),
+            standby: false,
+        };
+        Self { member, peers, api, directory: tempfile::tempdir().unwrap() }
+    }
 }
 
 impl Region {
@@ -65,20 +93,51 @@ impl Region {
 
     /// The first replica of a group; nobody needs to lead yet.
     async fn start_among(others: BTreeMap<ReplicaId, Member>, change: impl FnOnce(&mut ControllerConfig)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (peers, api) = (bind().await, bind().await);
-        let address = api.local_addr().unwrap().to_string();
-        let member = Member {
-            peer_address: peers.local_addr().unwrap().to_string(),
-            api_address: address.clone(),
-            standby: false,
-        };
+        let place = Place::new().await;
         let mut members = others;
-        members.insert(ReplicaId(1), member.clone());
-        let replica = start_replica(1, directory.path(), members, peers).await;
+        // Among others an election that nobody asked for would end a test.
+        let election = if members.is_empty() { ELECTION } else { CALM_ELECTION };
+        members.insert(ReplicaId(1), place.member.clone());
+        Self::start_at(place, 1, members, election, change).await
+    }
+
+    /// Some replicas, each with its API, at the second level; the one that leads comes first.
+    async fn start_group(count: u64, change: impl Fn(u64, &mut ControllerConfig)) -> Vec<Self> {
+        let mut places = Vec::new();
+        for id in 1..=count {
+            places.push((id, Place::new().await));
+        }
+        let members: BTreeMap<_, _> = places.iter().map(|(id, place)| (ReplicaId(*id), place.member.clone())).collect();
+        let starting = places.into_iter().map(|(id, place)| {
+            let (members, change) = (members.clone(), &change);
+            Self::start_at(place, id, members, CALM_ELECTION, move |config| change(id, config))
+        });
+        let mut regions = futures::future::join_all(starting).await;
+        for region in &regions {
+            let mut leadership = region.replica.leadership();
+            leadership.wait_for(|now| *now != Leadership::Follower { leader: None }).await.unwrap();
+            region.replica.watch_state().wait_for(|state| state.level == Level::SECOND).await.unwrap();
+        }
+        let leads = |region: &Self| matches!(*region.replica.leadership().borrow(), Leadership::Leader { .. });
+        let leader = regions.iter().position(leads).expect("one leads");
+        regions.swap(0, leader);
+        regions
+    }
+
+    async fn start_at(
+        place: Place,
+        id: u64,
+        members: BTreeMap<ReplicaId, Member>,
+        election: Duration,
+        change: impl FnOnce(&mut ControllerConfig),
+    ) -> Self {
+        let Place { member, peers, api, directory } = place;
+        let address = member.api_address.clone();
+        let replica = start_replica(id, directory.path(), members, peers, election).await;
         let stop = CancellationToken::new();
         let mut config = ControllerConfig {
-            lease: Duration::from_secs(10),
+            // The test's agents do not renew it.
+            lease: Duration::from_secs(600),
             api_advertise: address.clone(),
             replica_grace: Duration::from_secs(600),
             sealer: None,
@@ -87,10 +146,10 @@ impl Region {
             stop: stop.clone(),
         };
         change(&mut config);
-        let signer = Signer::load_or_create(directory.path(), ReplicaId(1)).unwrap();
+        let signer = Signer::load_or_create(directory.path(), ReplicaId(id)).unwrap();
         let controller = Controller::start(replica.clone(), signer, config);
         tokio::spawn(warren_scheduler::api::serve(controller.clone(), api, None, ClientTls::default(), stop.clone()));
-        Self { member, replica, controller, address, stop, _directory: directory }
+        Self { member, replica, controller, address, stop, directory }
     }
 
     fn channel(&self) -> Channel {
@@ -122,13 +181,14 @@ async fn start_replica(
     data_dir: &std::path::Path,
     initial_members: BTreeMap<ReplicaId, Member>,
     peers: TcpListener,
+    election_timeout: Duration,
 ) -> Replica {
     let config = ReplicaConfig {
         id: ReplicaId(id),
         data_dir: data_dir.to_owned(),
         initial_members,
         heartbeat: Duration::from_millis(50),
-        election_timeout: Duration::from_millis(200),
+        election_timeout,
         tls: ClientTls::default(),
         checkpoint_every: 10_000,
     };
@@ -182,6 +242,22 @@ impl Agent {
         let first = down.message().await?.unwrap().message;
         assert!(matches!(first, Some(Down::Welcome(_))), "{first:?}");
         Ok(Self { up, down })
+    }
+
+    /// Renews the lease until what this answers is dropped.
+    fn renew(&self) -> impl Drop + use<> {
+        let up = self.up.clone();
+        let renewing = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            for sequence in 1.. {
+                ticks.tick().await;
+                let renewal = Up::RenewLease(RenewLease { sequence });
+                if up.send(OpenSessionRequest { message: Some(renewal) }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        tokio_util::task::AbortOnDropHandle::new(renewing)
     }
 
     /// How the scheduler ends the session.

@@ -16,12 +16,15 @@ async fn a_newer_session_supersedes_the_older_and_strangers_are_sent_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_on_a_silent_node_is_unreachable() {
-    let region = Region::start_with(|config| config.lease = Duration::from_millis(500)).await;
+    let region = Region::start_with(|config| config.lease = Duration::from_secs(3)).await;
     let agent = Agent::start(&region).await;
+    let renewing = agent.renew();
     create_template(&region).await;
     let name = region.create("s").await.unwrap().name;
     agent.report(&name, 1, Phase::Running).await;
     let mut states = region.replica.watch_state();
+    states.wait_for(|state| state.indexes.count("RUNNING") == 1).await.unwrap();
+    drop(renewing);
     states.wait_for(|state| state.nodes.values().all(|node| !node.is_ready())).await.unwrap();
     let connect = ConnectSandboxRequest { name, ..ConnectSandboxRequest::default() };
     let silent = region.sandboxes().connect_sandbox(connect).await;
@@ -76,9 +79,13 @@ async fn without_a_majority_the_outcome_is_open_and_nobody_leads() {
     refused(region.create("s").await, Code::Unavailable, ErrorReason::NoLeader);
 
     let members = BTreeMap::from([(ReplicaId(1), region.member.clone()), (ReplicaId(2), other)]);
-    let second = start_replica(2, directory.path(), members, peers).await;
+    let second = start_replica(2, directory.path(), members, peers, CALM_ELECTION).await;
     let agent = lead(&region, &second).await;
     create_template(&region).await;
+    // The second has no controller here: it does not say what it supports.
+    let quota = SetQuotaRequest { name: TENANT.into(), quota: Some(Quota::default()) };
+    let early = tenant_service_client::TenantServiceClient::new(region.channel()).set_quota(quota).await;
+    refused(early, Code::FailedPrecondition, ErrorReason::LevelTooLow);
     second.shutdown().await;
     refused(region.create("s").await, Code::Unknown, ErrorReason::OutcomeUnknown);
     let renewal = Up::RenewLease(RenewLease { sequence: 1 });

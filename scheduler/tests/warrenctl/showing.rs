@@ -48,6 +48,21 @@ c         STOPPED   n2     python     0.25   256 MiB   2d3h   exit 3
 }
 
 #[tokio::test]
+async fn a_waiting_sandbox_shows_its_place_and_when_it_is_looked_at() {
+    let fake = three_sandboxes().await;
+    let name = sandbox("b", SandboxState::Pending).name;
+    let retry_time = Some(Timestamp { seconds: 1_700_000_000, nanos: 0 });
+    fake.book().sandboxes.entry(name).and_modify(|b| (b.queue_position, b.retry_time) = (3, retry_time));
+    let shown = ctl(&fake, &["sandbox", "show", "b"]).await.ok();
+    let line = |label: &str| shown.lines().find(|line| line.starts_with(label)).unwrap_or_default().to_owned();
+    assert!(line("Queue").ends_with("place 3 of its tenant"), "{shown}");
+    assert!(line("Looked at").ends_with("2023-11-14T22:13:20Z at the latest"), "{shown}");
+    assert!(line("Reason").contains("SHORT_OF_CPU"), "{shown}");
+    let shown = ctl(&fake, &["sandbox", "show", "a"]).await.ok();
+    assert!(!shown.contains("Queue") && !shown.contains("Looked at"), "{shown}");
+}
+
+#[tokio::test]
 async fn names_are_resource_names() {
     let fake = three_sandboxes().await;
     let all = ctl(&fake, &["sandbox", "list", "-o", "name"]).await.ok();
@@ -111,7 +126,8 @@ const FIXED_JSON: &str = r#"{
   "revision": 18446744073709551615,
   "etag": "",
   "secretNames": [],
-  "restartCount": 0
+  "restartCount": 0,
+  "queuePosition": 0
 }
 "#;
 

@@ -24,7 +24,7 @@ impl Oracle {
             ("templates", size(state.templates.len()), MAX_TEMPLATES),
             ("tenants", size(state.tenants.len()), MAX_TENANTS),
             ("events", size(state.events.len()), size(MAX_EVENTS)),
-            ("request ids", size(state.requests.len()), size(MAX_REQUESTS)),
+            ("request ids", size(state.requests.len()), MAX_REQUESTS),
             ("request ids of the tenant", state.requests.held_by(&scope), MAX_REQUESTS_OF_TENANT),
             ("sandboxes of the tenant", tenant.sandboxes, MAX_SANDBOXES_OF_TENANT),
             ("waiting sandboxes of the tenant", tenant.pending, MAX_PENDING_OF_TENANT),

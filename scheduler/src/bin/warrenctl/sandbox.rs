@@ -191,11 +191,17 @@ pub fn sandbox_details(sandbox: &Sandbox) -> String {
         let oom = if exit.oom_killed { ", out of memory" } else { "" };
         format!("code {}{signal}{oom}", exit.code)
     });
+    let queue = match sandbox.queue_position {
+        0 => String::new(),
+        place => format!("place {place} of its tenant"),
+    };
     let ago = |time: Option<&_>| time.map(|time| format!("{} ago", age(Some(time)))).unwrap_or_default();
     details(&[
         ("Name", sandbox.name.clone()),
         ("State", state_word(sandbox)),
         ("Reason", reason.unwrap_or_default()),
+        ("Queue", queue),
+        ("Looked at", sandbox.retry_time.map(|at| format!("{at} at the latest")).unwrap_or_default()),
         ("Node", or_dash(sandbox.node.clone())),
         ("Epoch", sandbox.epoch.to_string()),
         ("Template", sandbox.template.clone()),

@@ -13,7 +13,7 @@ use super::settings::{settings, settings_to};
 use super::{CodecError, region, require};
 use crate::state::command::{LogTime, ReplicaRecord};
 use crate::state::node::{Condition, Node};
-use crate::state::outcome::Reply;
+use crate::state::outcome::{Kept, Reply, Subject};
 use crate::state::request::{Answer, Scope};
 use crate::state::sandbox::{Ending, FailedKind, Life, Sandbox};
 use crate::state::template::Template;
@@ -293,6 +293,28 @@ impl TryFrom<pb::StoredSandbox> for Sandbox {
     }
 }
 
+impl From<&Kept> for pb::StoredKept {
+    fn from(from: &Kept) -> Self {
+        let (sandbox, template) = match &from.what {
+            Subject::Sandbox(name) => (name.to_string(), String::new()),
+            Subject::Template(id) => (String::new(), id.to_string()),
+        };
+        Self { sandbox, template, created_ms: from.created.0, revision: from.revision }
+    }
+}
+
+impl TryFrom<pb::StoredKept> for Kept {
+    type Error = CodecError;
+    fn try_from(from: pb::StoredKept) -> Result<Self, CodecError> {
+        let what = if from.template.is_empty() {
+            Subject::Sandbox(part::sandbox(&from.sandbox, "kept.sandbox")?)
+        } else {
+            Subject::Template(part::template(&from.template, "kept.template")?)
+        };
+        Ok(Self { what, created: LogTime(from.created_ms), revision: from.revision })
+    }
+}
+
 pub fn answer_to(scope: &Scope, id: u128, answer: &Answer) -> pb::StoredAnswer {
     pb::StoredAnswer {
         tenant: text(scope.tenant.as_ref()),
@@ -306,6 +328,7 @@ pub fn answer_to(scope: &Scope, id: u128, answer: &Answer) -> pb::StoredAnswer {
             Reply::Done => WireReply::Done(pb::StoredBlank {}),
             Reply::Sandbox(sandbox) => WireReply::Sandbox(sandbox.as_ref().into()),
             Reply::Template(template) => WireReply::Template(template.as_ref().into()),
+            Reply::Gone(kept) => WireReply::Kept(kept.into()),
         }),
     }
 }
@@ -318,6 +341,7 @@ pub fn answer_from(from: pb::StoredAnswer) -> Result<(Scope, u128, Answer), Code
         WireReply::Done(_) => Reply::Done,
         WireReply::Sandbox(sandbox) => Reply::Sandbox(Arc::new(sandbox.try_into()?)),
         WireReply::Template(template) => Reply::Template(Arc::new(template.try_into()?)),
+        WireReply::Kept(kept) => Reply::Gone(kept.try_into()?),
     };
     let answer = Answer { payload: array(&from.payload, "answer.payload")?, expires: LogTime(from.expires_ms), reply };
     let scope = Scope { tenant: part::optional(&from.tenant, part::tenant, "answer.tenant")? };

@@ -97,6 +97,8 @@ pub fn event_to(from: &Event) -> pb::StoredEvent {
         kind: kind.into(),
         sandbox: Some(from.sandbox.as_ref().into()),
         before: from.before.as_deref().map(Into::into),
+        unreachable: from.unreachable,
+        unreachable_before: from.unreachable_before,
     }
 }
 
@@ -114,5 +116,7 @@ pub fn event_from(from: pb::StoredEvent) -> Result<Event, CodecError> {
         kind,
         sandbox: Arc::new(sandbox),
         before,
+        unreachable: from.unreachable,
+        unreachable_before: from.unreachable_before,
     })
 }

@@ -16,7 +16,7 @@ use crate::state::command::{
 use crate::state::event::{Event, EventKind, Position};
 use crate::state::level::Level;
 use crate::state::node::{Condition, Node, NodeReport};
-use crate::state::outcome::Reply;
+use crate::state::outcome::{Kept, Reply, Subject};
 use crate::state::pairs::Pairs;
 use crate::state::region::{Pauses, Region};
 use crate::state::request::{Answer, Scope};
@@ -461,7 +461,14 @@ pub(crate) fn region() -> State {
 pub(crate) fn event() -> Event {
     let life = Life::Running { node: node(), since: LogTime(1) };
     let (sandbox, before) = (Arc::new(sandbox(life)), None);
-    Event { position: Position { index: 9, ordinal: 2 }, kind: EventKind::Created, sandbox, before }
+    let position = Position { index: 9, ordinal: 2 };
+    Event { position, kind: EventKind::Created, sandbox, before, unreachable: false, unreachable_before: false }
+}
+
+/// Its node went from down to down: both are said.
+pub(crate) fn unreachable_event() -> Event {
+    let before = Some(event().sandbox);
+    Event { kind: EventKind::Updated, before, unreachable: true, unreachable_before: true, ..event() }
 }
 
 /// The other kinds, with the sandbox as it was before.
@@ -476,11 +483,14 @@ pub(crate) fn later_events() -> Vec<(&'static str, Event)> {
 
 pub(crate) fn answers() -> Vec<(&'static str, Scope, Answer)> {
     let answer = |reply| Answer { payload: [6; 32], expires: LogTime(600_000), reply };
+    let kept = |what| Reply::Gone(Kept { what, created: LogTime(11), revision: 99 });
     let life = Life::Running { node: node(), since: LogTime(1) };
     vec![
         ("answer_done", Scope { tenant: None }, answer(Reply::Done)),
         ("answer_sandbox", Scope { tenant: Some(tenant()) }, answer(Reply::Sandbox(Arc::new(sandbox(life))))),
         ("answer_template", Scope { tenant: None }, answer(Reply::Template(Arc::new(template())))),
         ("answer_batch_2", Scope { tenant: None }, answer(Reply::Batch(vec![name()]))),
+        ("answer_kept_2", Scope { tenant: Some(tenant()) }, answer(kept(Subject::Sandbox(name())))),
+        ("answer_kept_template_2", Scope { tenant: None }, answer(kept(Subject::Template(template_id())))),
     ]
 }

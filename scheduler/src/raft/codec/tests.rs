@@ -152,6 +152,7 @@ fn bytes_on_disk_stay_as_they_are() {
         |m| membership_to(None, m),
         |m| membership_from(&m).map(|stored| stored.membership().clone()),
     );
+    golden.check("event_unreachable_2", &unreachable_event(), event_to, event_from);
     check_region(&mut golden);
     for (name, scope, answer) in answers() {
         let value = (scope, request().id, answer);

@@ -6,14 +6,15 @@ use warren_proto::ids::{Epoch, NodeId, SandboxName};
 
 use super::create::occupy;
 use super::{
-    ENDED_RETENTION_MS, FailedKind, Life, PendingCode, PendingReason, Sandbox, forget, held, lost, pending, store,
+    ENDED_RETENTION_MS, FailedKind, Life, PendingCode, PendingReason, Sandbox, forget, held, lost, pending, put, store,
+    tell,
 };
 use crate::state::command::{Change, LogTime, RequestKey};
 use crate::state::event::EventKind;
 use crate::state::node::Condition;
 use crate::state::outcome::{Rejected, Reply};
 use crate::state::settings::{Expiry, Isolation, Restart, Settings};
-use crate::state::{Context, State, node};
+use crate::state::{Context, State, node, tenant};
 
 pub(in crate::state) fn place(
     state: &mut State,
@@ -78,11 +79,11 @@ pub(in crate::state) fn delete(
     request: Option<&RequestKey>,
 ) -> Result<Reply, Rejected> {
     let scope = context.scope(Some(&name.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
+    if let Some(answer) = state.answered(&scope, request)? {
         return Ok(answer);
     }
     let reply = Reply::Sandbox(end(state, context, get(state, name)?.clone()));
-    state.requests.remember(&scope, request, state.log_time, &reply);
+    state.requests.remember(&scope, request, (state.log_time, state.level), &reply);
     Ok(reply)
 }
 
@@ -110,10 +111,11 @@ pub(in crate::state) fn update(
     request: Option<&RequestKey>,
 ) -> Result<Reply, Rejected> {
     let scope = context.scope(Some(&name.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
+    if let Some(answer) = state.answered(&scope, request)? {
         return Ok(answer);
     }
     let mut sandbox = Sandbox::clone(get(state, name)?);
+    let had = sandbox.chosen_bytes();
     if if_revision.is_some_and(|wanted| wanted != sandbox.revision) {
         return Err(Rejected::Changed { sandbox: name.clone(), revision: sandbox.revision });
     }
@@ -121,11 +123,12 @@ pub(in crate::state) fn update(
     apply_change(&mut settings, change, state.log_time);
     let reassigns = settings.egress != sandbox.settings().egress;
     sandbox.updated = (settings != sandbox.spec.settings).then(|| Arc::new(settings));
+    tenant::admit_bytes(state, &name.tenant, had, sandbox.chosen_bytes())?;
     if let Some(id) = sandbox.life.node().filter(|_| reassigns).cloned() {
         node::reassign(state, context, &id);
     }
     let reply = Reply::Sandbox(store(state, context, sandbox, EventKind::Updated));
-    state.requests.remember(&scope, request, state.log_time, &reply);
+    state.requests.remember(&scope, request, (state.log_time, state.level), &reply);
     Ok(reply)
 }
 
@@ -234,11 +237,11 @@ fn cancel(state: &mut State, context: &Context, sandbox: &Sandbox) {
     store(state, context, Sandbox { life, ..sandbox.clone() }, EventKind::Updated);
 }
 
-/// A node's reachability changed: what the sandbox's state means to its watchers did too.
-pub(in crate::state) fn touch(state: &mut State, context: &Context, name: &SandboxName) {
+/// A node's reachability changed: what the sandbox's state means to its watchers did too. `was_down`: until now.
+pub(in crate::state) fn touch(state: &mut State, context: &Context, name: &SandboxName, was_down: bool) {
     if let Some(sandbox) = state.sandboxes.get(name) {
-        let sandbox = Sandbox::clone(sandbox);
-        store(state, context, sandbox, EventKind::Updated);
+        let (sandbox, before) = put(state, context, Sandbox::clone(sandbox));
+        tell(state, context, EventKind::Updated, sandbox, before, was_down);
     }
 }
 

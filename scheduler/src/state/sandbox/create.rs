@@ -7,6 +7,7 @@ use warren_proto::ids::{NodeId, SandboxName};
 use super::{Life, MAX_SANDBOXES, PendingCode, Sandbox, SandboxSpec, pending, store};
 use crate::state::command::{BatchItem, Decision, RequestKey};
 use crate::state::event::EventKind;
+use crate::state::level::Level;
 use crate::state::outcome::{Rejected, Reply};
 use crate::state::settings::Isolation;
 use crate::state::{Context, State, node, template, tenant};
@@ -20,11 +21,11 @@ pub(in crate::state) fn create(
     request: Option<&RequestKey>,
 ) -> Result<Reply, Rejected> {
     let scope = context.scope(Some(&name.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
+    if let Some(answer) = state.answered(&scope, request)? {
         return Ok(answer);
     }
     let reply = Reply::Sandbox(create_one(state, context, name, spec, decision)?);
-    state.requests.remember(&scope, request, state.log_time, &reply);
+    state.requests.remember(&scope, request, (state.log_time, state.level), &reply);
     Ok(reply)
 }
 
@@ -36,7 +37,7 @@ pub(in crate::state) fn create_batch(
     request: Option<&RequestKey>,
 ) -> Result<Reply, Rejected> {
     let scope = context.scope(items.first().map(|item| &item.sandbox.tenant));
-    if let Some(answer) = state.requests.lookup(&scope, request, state.log_time)? {
+    if let Some(answer) = state.answered(&scope, request)? {
         return Ok(answer);
     }
     let mut after = state.clone();
@@ -46,7 +47,7 @@ pub(in crate::state) fn create_batch(
     }
     *state = after;
     let reply = Reply::Batch(items.iter().map(|item| item.sandbox.clone()).collect());
-    state.requests.remember(&scope, request, state.log_time, &reply);
+    state.requests.remember(&scope, request, (state.log_time, state.level), &reply);
     Ok(reply)
 }
 
@@ -69,6 +70,9 @@ fn create_one(
     }
     if state.sandboxes.len() as u64 >= MAX_SANDBOXES {
         return Err(Rejected::LimitReached { what: "the table of sandboxes", limit: MAX_SANDBOXES });
+    }
+    if state.level >= Level::SECOND {
+        tenant::admit_bytes(state, &name.tenant, 0, spec.bytes())?;
     }
     tenant::admit(state, name, spec.resources)?;
     let name = &tenant::shared_name(state, name);

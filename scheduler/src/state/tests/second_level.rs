@@ -7,6 +7,7 @@ use super::*;
 use crate::state::MAX_TIME_STEP_MS;
 use crate::state::level::Level;
 use crate::state::node::Condition;
+use crate::state::outcome::Subject;
 use crate::state::pairs::Pairs;
 use crate::state::region::HOLD_MS;
 use crate::state::settings::{Expiry, Isolation, Restart, Settings};
@@ -578,4 +579,101 @@ proptest! {
             }
         }
     }
+}
+
+/// Rule 3, without holding on to whole sandboxes: the second time there is no second effect, and the sandbox is as it is by then.
+#[test]
+fn a_request_that_comes_again_is_answered_by_what_is_there() {
+    let mut ledger = Ledger::second();
+    let spec = SandboxSpec { command: vec!["x".repeat(10_000)], ..spec(1, 1) };
+    let request = Some(request_at(ledger.now.0, 1));
+    let create = Body::CreateSandbox { sandbox: name("s"), spec: spec.into(), decision: on("a"), request };
+    assert!(matches!(ledger.run(create.clone()), Ok(Reply::Sandbox(made)) if made.life.kind() == "STARTING"));
+    ledger.observe("a", "s", 1, Phase::Running).unwrap();
+    let (sandboxes, events) = (ledger.state.sandboxes.clone(), ledger.state.events.len());
+    assert!(matches!(ledger.run(create.clone()), Ok(Reply::Sandbox(now)) if now.life.kind() == "RUNNING"));
+    let delete = Body::DeleteSandbox { sandbox: name("s"), request: Some(request_at(ledger.now.0, 2)) };
+    assert!(ledger.state.sandboxes == sandboxes && ledger.state.events.len() == events, "no second effect");
+    assert!(matches!(ledger.run(delete.clone()), Ok(Reply::Sandbox(last)) if last.life.kind() == "STOPPING"));
+    let deleted_at = ledger.state.revision;
+    ledger.observe("a", "s", 1, Phase::Removed).unwrap();
+    assert!(!ledger.state.sandboxes.contains_key(&name("s")));
+    ledger.now = ledger.now.plus_ms(1);
+    // Another takes the name: it is not what the request made.
+    ledger.create("s", "b", None).unwrap();
+    for (body, revision) in [(create, deleted_at - 3), (delete, deleted_at)] {
+        let Ok(Reply::Gone(kept)) = ledger.run(body) else { panic!("it is gone") };
+        assert_eq!((kept.what, kept.revision), (Subject::Sandbox(name("s")), revision));
+    }
+    assert_eq!(ledger.state.sandboxes[&name("s")].life.kind(), "STARTING", "the other is left alone");
+    let held: usize = ledger.state.requests.iter().map(|(_, _, answer)| format!("{answer:?}").len()).max().unwrap();
+    assert!(held < 1000, "an answer holds no specification");
+}
+
+/// What an answer of the first level looks like, for builds that know no other.
+#[test]
+fn at_the_first_level_answers_are_kept_whole() {
+    let mut ledger = Ledger::new();
+    let request = Some(request_at(ledger.now.0, 1));
+    let create = Body::CreateSandbox { sandbox: name("s"), spec: spec(1, 1).into(), decision: on("a"), request };
+    let first = ledger.run(create.clone()).unwrap();
+    ledger.observe("a", "s", 1, Phase::Running).unwrap();
+    assert_eq!(ledger.run(create).unwrap(), first);
+}
+
+#[test]
+fn an_answer_of_a_batch_counts_for_each_that_it_names() {
+    use crate::state::request::{Answer, MAX_REQUESTS_OF_TENANT, Scope};
+    let mut ledger = Ledger::second();
+    let tenant = TenantId::parse("t").unwrap();
+    let scope = Scope { tenant: Some(tenant) };
+    let names: Vec<_> = (0..1024).map(|n| name(&format!("b{n}"))).collect();
+    for id in 0..MAX_REQUESTS_OF_TENANT / 1024 {
+        let (payload, expires) = ([0; 32], ledger.now.plus_ms(1000));
+        let answer = Answer { payload, expires, reply: Reply::Batch(names.clone()) };
+        ledger.state.requests.insert(scope.clone(), u128::from(id), answer);
+    }
+    let request = Some(request_at(ledger.now.0, 1));
+    let create = Body::CreateSandbox { sandbox: name("s"), spec: spec(1, 1).into(), decision: on("a"), request };
+    assert_eq!(ledger.run(create.clone()), Err(Rejected::RequestTableFull));
+    // Each command clears a few away.
+    for _ in 0..100 {
+        ledger.pass(20);
+    }
+    ledger.run(create).expect("they are over");
+}
+
+#[test]
+fn what_a_tenant_and_the_region_choose_is_bounded_in_bytes() {
+    use crate::state::tenant::{MAX_CHOSEN_BYTES, MAX_CHOSEN_BYTES_OF_TENANT};
+    let mut ledger = Ledger::second();
+    let large = |id: &str| {
+        let spec = SandboxSpec { command: vec!["x".repeat(10_000)], ..spec(1, 1) };
+        Body::CreateSandbox { sandbox: name(id), spec: spec.into(), decision: queue(), request: None }
+    };
+    ledger.run(large("first")).unwrap();
+    let own = ledger.state.tenants[&name("first").tenant].chosen_bytes;
+    assert!(own >= 10_000 && own == ledger.state.indexes.chosen_bytes);
+    let full = |ledger: &Ledger, body| {
+        let mut state = ledger.state.clone();
+        let index = state.revision + 1;
+        state.apply(index, &Command { caller: Caller::system("test"), time: state.log_time, body })
+    };
+    let mut rich = Ledger { state: ledger.state.clone(), ..Ledger::second() };
+    let tenant = rich.state.tenants.get_mut(&name("first").tenant).unwrap();
+    tenant.chosen_bytes = MAX_CHOSEN_BYTES_OF_TENANT - 5_000;
+    let refused = full(&rich, large("second"));
+    assert!(matches!(refused, Err(Rejected::LimitReached { limit: MAX_CHOSEN_BYTES_OF_TENANT, .. })), "{refused:?}");
+    let labels = Some([("k", "x".repeat(6_000))].into_iter().collect());
+    let change = Change { labels, ..Change::default() };
+    let update = Body::UpdateSandbox { sandbox: name("first"), change, if_revision: None, request: None };
+    assert!(matches!(full(&rich, update.clone()), Err(Rejected::LimitReached { .. })), "an update grows it too");
+    ledger.state.indexes.chosen_bytes = MAX_CHOSEN_BYTES - 5_000;
+    let refused = full(&ledger, large("second"));
+    assert!(matches!(refused, Err(Rejected::LimitReached { limit: MAX_CHOSEN_BYTES, .. })), "{refused:?}");
+    ledger.state.indexes.chosen_bytes = own;
+    ledger.run(update).unwrap();
+    assert!(ledger.state.indexes.chosen_bytes > own + 6_000);
+    ledger.run(Body::DeleteSandbox { sandbox: name("first"), request: None }).unwrap();
+    assert_eq!(ledger.state.indexes.chosen_bytes, 0);
 }

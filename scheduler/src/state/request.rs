@@ -227,7 +227,7 @@ mod tests {
         let fits = |table: &mut RequestTable, salt: &u64| {
             let new = table.lookup(scope, Some(&key(*salt)), NOW) == Ok(None);
             if new {
-                table.remember(scope, Some(&key(*salt)), NOW, &Reply::Done);
+                table.remember(scope, Some(&key(*salt)), (NOW, Level::SECOND), &Reply::Done);
             }
             new
         };
@@ -237,11 +237,11 @@ mod tests {
     #[test]
     fn a_full_table_refuses_and_never_evicts_early() {
         let mut table = RequestTable::default();
-        let most = MAX_REQUESTS as u64;
+        let most = MAX_REQUESTS;
         for tenant in 0..4 {
             assert_eq!(fill(&mut table, &scope(Some(tenant)), most), MAX_REQUESTS_OF_TENANT, "a share for each");
         }
-        assert_eq!(table.len(), MAX_REQUESTS);
+        assert_eq!(table.len(), usize::try_from(MAX_REQUESTS).unwrap());
         for other in [scope(Some(9)), scope(None)] {
             assert_eq!(table.lookup(&other, Some(&key(0)), NOW), Err(Rejected::RequestTableFull));
         }

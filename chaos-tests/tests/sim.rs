@@ -11,12 +11,15 @@ fn clean_code_breaks_no_rule() {
     });
 }
 
+/// So that a thousand seeds take about a minute in a debug build.
+const STEPS: u64 = 1_200;
+
 /// The seeds are independent of each other; the machines that run this have two cores.
 const THREADS: usize = 2;
 
 fn is_clean(seed: u64) {
-    let report = sim::run(seed, 2_000, None, false);
-    assert_eq!(report.violation, None, "again: sim replay --seed {seed} --steps 2000 --trace");
+    let report = sim::run(seed, STEPS, None, false);
+    assert_eq!(report.violation, None, "again: sim replay --seed {seed} --steps {STEPS} --trace");
 }
 
 #[test]

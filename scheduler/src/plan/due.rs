@@ -30,3 +30,30 @@ pub fn next(state: &State, now: LogTime) -> Option<LogTime> {
     let placeable = state.indexes.backing_off.range((now.plus_ms(1), None)..).next().map(|(at, _)| *at);
     [due, placeable].into_iter().flatten().min()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::command::{Caller, Command, Decision};
+    use crate::state::level::Level;
+    use crate::state::sandbox::SandboxSpec;
+    use crate::state::settings::{Expiry, Settings};
+    use crate::state::testing::{name, node, resources, spec, with_node_and_template};
+
+    #[test]
+    fn the_next_is_the_first_that_lies_ahead_however_many_are_overdue() {
+        let mut state = with_node_and_template("a", resources(1000, 1000));
+        state.level = Level::SECOND;
+        for (id, at) in [("a", 100), ("b", 200), ("0", 201), ("c", 300)] {
+            let settings = Settings { expiry: Expiry::At(LogTime(at)), ..Settings::default() };
+            let spec = SandboxSpec { settings, ..spec(1, 1) }.into();
+            let body =
+                Body::CreateSandbox { sandbox: name(id), spec, decision: Decision::Place(node("a")), request: None };
+            let command = Command { caller: Caller::system("test"), time: LogTime(1), body };
+            state.apply(state.revision + 1, &command).expect("accepted");
+        }
+        for (now, then) in [(0, Some(100)), (100, Some(200)), (200, Some(201)), (250, Some(300)), (300, None)] {
+            assert_eq!(next(&state, LogTime(now)), then.map(LogTime), "at {now}");
+        }
+    }
+}

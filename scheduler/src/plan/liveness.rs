@@ -23,7 +23,7 @@ pub struct Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     Propose(Planned),
-    /// The brake holds: the node is judged again later.
+    /// The brake holds, or the level knows no such step: the node is judged again later.
     Wait,
     /// The ledger says so already, or nothing of the node.
     Nothing,
@@ -37,7 +37,9 @@ pub fn decide(state: &State, verdict: &Verdict) -> Step {
     match command(state, verdict) {
         Some(Body::SetNodeCondition { to: Condition::Down, .. }) if state.region.brake_since.is_some() => Step::Wait,
         Some(body) => Step::Propose(body),
-        None => Step::Nothing,
+        None if stands(state, verdict) => Step::Nothing,
+        // At the first level a node that is suspect since a restore stays so: judged again at once, it would be for ever.
+        None => Step::Wait,
     }
 }
 
@@ -73,12 +75,13 @@ mod tests {
 
     fn decide_on(condition: Condition, verdict: Condition, level: Level, braked: bool) -> Step {
         let mut state = with_node_and_template("a", resources(1, 1));
-        state.level = level;
+        state.level = Level::SECOND;
         if condition == Condition::Suspect {
             let body = Body::SetNodeCondition { node: node("a"), incarnation: 1, to: condition };
             let command = Command { caller: Caller::system("test"), time: LogTime(0), body };
             state.apply(3, &command).unwrap();
         }
+        state.level = level;
         state.region.brake_since = braked.then_some(LogTime(0));
         decide(&state, &Verdict { node: node("a"), condition: verdict })
     }
@@ -96,6 +99,7 @@ mod tests {
         );
         assert_eq!(decide_on(Ready, Suspect, Level::SECOND, true), to(Suspect));
         assert_eq!(decide_on(Suspect, Suspect, Level::SECOND, false), Step::Nothing);
+        assert_eq!(decide_on(Suspect, Down, Level::FIRST, false), Step::Wait, "suspect since a restore");
         let lapsed = Body::SetNodeReachable { node: node("a"), incarnation: 1, reachable: false };
         assert_eq!(
             decide_on(Ready, Suspect, Level::FIRST, true),

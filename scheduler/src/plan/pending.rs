@@ -1,6 +1,6 @@
 //! Places waiting sandboxes; says anew why, where the reason changed.
 //!
-//! Tenants take turns by what they hold ([`shares`](super::shares)), each with its own in the order of priority and age. A sandbox
+//! Tenants take turns by what they hold (`shares`), each with its own in the order of priority and age. A sandbox
 //! that fits nowhere does not hold up others. A pass is bounded: it looks at the first of the queues, and then goes on where the
 //! pass before stopped, so that each waiting sandbox is looked at in the end, however many before it fit nowhere.
 

@@ -193,7 +193,7 @@ pub struct MemberStatus {
     pub peer_address: String,
     pub role: MemberRole,
     pub matched_index: u64,
-    /// Heard from within [`REACHABLE_WITHIN`].
+    /// Heard from within the last seconds.
     pub reachable: bool,
 }
 

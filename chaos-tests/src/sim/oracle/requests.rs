@@ -3,7 +3,7 @@
 use warren_proto::ids::SandboxName;
 use warren_scheduler::state::command::{Body, Change, Command, LogTime, RequestKey};
 use warren_scheduler::state::event::{Event, EventKind};
-use warren_scheduler::state::outcome::{Rejected, Reply};
+use warren_scheduler::state::outcome::{Rejected, Reply, Subject};
 use warren_scheduler::state::request::RETENTION_MS;
 use warren_scheduler::state::settings::Settings;
 
@@ -38,6 +38,20 @@ fn shows(settings: &Settings, change: &Change) -> bool {
         && priority.is_none_or(|priority| priority == settings.priority)
 }
 
+/// Whether a later answer tells of what the first did: the same sandbox as it is by then, or that it is gone.
+fn is_same(first: &Reply, later: &Reply) -> bool {
+    match (first, later) {
+        (Reply::Sandbox(first), Reply::Sandbox(later)) => {
+            (&first.name, first.created) == (&later.name, later.created) && first.revision <= later.revision
+        }
+        (Reply::Sandbox(first), Reply::Gone(kept)) => {
+            kept.what == Subject::Sandbox(first.name.clone())
+                && (kept.created, kept.revision) == (first.created, first.revision)
+        }
+        (first, later) => first == later,
+    }
+}
+
 impl Oracle {
     pub(super) fn check_request(&mut self, command: &Command, outcome: &Outcome, events: &[Event]) {
         let Some(key) = key_of(&command.body) else { return };
@@ -52,7 +66,7 @@ impl Oracle {
             return;
         };
         let right = match outcome {
-            Ok(reply) => now < first.expires && key.payload == first.payload && *reply == first.reply,
+            Ok(reply) => now < first.expires && key.payload == first.payload && is_same(&first.reply, reply),
             Err(Rejected::RequestIdReused) => now < first.expires && key.payload != first.payload,
             Err(Rejected::RequestIdExpired) => now >= first.expires,
             Err(Rejected::LevelTooLow { .. }) => key.payload != first.payload,
@@ -79,7 +93,15 @@ impl Oracle {
         let known = match call.op {
             // As it was when it was created, or as it stood when an idempotent create found it.
             Op::Create { .. } | Op::Delete { .. } => self.events.iter().any(position),
-            Op::Update { ref change, .. } => self.events.iter().any(position) && shows(sandbox.settings(), change),
+            // A repeated answer shows it as it is by then: others may have changed it again.
+            Op::Update { ref change, .. } => {
+                let made = |event: &Event| {
+                    event.sandbox.name == sandbox.name
+                        && event.position.index <= sandbox.revision
+                        && shows(event.sandbox.settings(), change)
+                };
+                self.events.iter().any(position) && self.events.iter().any(made)
+            }
             Op::Batch { .. } | Op::List => true,
         };
         if !known || sandbox.revision > self.state.revision {

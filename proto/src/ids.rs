@@ -3,6 +3,7 @@
 //! An id is 1 to 63 characters: lower-case letters, digits and `-`, beginning and ending with a letter or digit
 //! (a DNS label, RFC 1123; google.aip.dev/122). Clones are cheap: an id is a shared string.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -32,12 +33,32 @@ fn is_valid_id(text: &str) -> bool {
         && bytes.last() != Some(&b'-')
 }
 
+/// Orders by what the pointer points to, which is looked at only where the pointers differ: names are mostly compared with
+/// their own clones.
+macro_rules! ordered_by_content {
+    ($name:ident) => {
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+    };
+}
+
 macro_rules! string_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(Arc<str>);
+
+        ordered_by_content!($name);
 
         impl $name {
             /// Parses a bare id.
@@ -145,8 +166,10 @@ impl TemplateId {
 /// A sandbox's full name: the key under which the ledger holds it. Ordered by tenant, then id.
 ///
 /// One pointer, because the ledger's maps and indexes hold each name half a dozen times.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SandboxName(Arc<SandboxKey>);
+
+ordered_by_content!(SandboxName);
 
 /// The parts of a [`SandboxName`].
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,7 @@
 //! They are created in batches, without request ids, so that memory is theirs. Then a create every few milliseconds shows what
 //! a client feels while checkpoints are written, and a watch shows how long after its acknowledgement each is seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,12 +15,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Streaming;
 use tonic::transport::Channel;
-use warren_proto::v1::cluster_service_client::ClusterServiceClient;
 use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 use warren_proto::v1::{
-    BatchCreateSandboxesRequest, CreateSandboxRequest, GetReplicaStatusRequest, ListSandboxesRequest,
-    WatchSandboxesRequest, WatchSandboxesResponse, batch_create_result,
+    BatchCreateSandboxesRequest, CreateSandboxRequest, ListSandboxesRequest, WatchSandboxesRequest,
+    WatchSandboxesResponse, batch_create_result,
 };
 
 use super::machine::Machine;
@@ -234,10 +233,25 @@ struct Seen {
 /// One probe: when it was sent and acknowledged, and what it made.
 type Acknowledged = (Instant, Instant, String);
 
+/// When checkpoints were written, and how long those took that were seen from their beginning to their end.
+#[derive(Debug, Default)]
+struct Windows {
+    all: Vec<(Instant, Instant)>,
+    whole: Vec<Duration>,
+}
+
+impl Windows {
+    fn push(&mut self, from: Instant, whole: bool) {
+        let to = Instant::now();
+        self.all.push((from, to));
+        self.whole.extend(whole.then(|| to - from));
+    }
+}
+
 async fn probes(channel: &Channel, directory: &Path, time: Duration) -> anyhow::Result<Seen> {
     let until = Instant::now() + time;
     let watching = tokio::spawn(watch(open_watch(channel).await?, until + Duration::from_secs(2)));
-    let looking = tokio::spawn(checkpoints(channel.clone(), directory.to_owned(), until));
+    let looking = tokio::spawn(checkpoints(directory.to_owned(), until));
     let mut calls = JoinSet::new();
     let mut acknowledged: Vec<Acknowledged> = Vec::new();
     let mut ticks = tokio::time::interval(PROBE_EVERY);
@@ -265,17 +279,17 @@ async fn probe_once(channel: Channel) -> anyhow::Result<Acknowledged> {
     Ok((begun, Instant::now(), sandbox.name))
 }
 
-fn sort_out(acknowledged: &[Acknowledged], windows: &[(Instant, Instant)], events: &BTreeMap<String, Instant>) -> Seen {
+fn sort_out(acknowledged: &[Acknowledged], windows: &Windows, events: &BTreeMap<String, Instant>) -> Seen {
     let mut seen = Seen::default();
     for (begun, ended, name) in acknowledged {
-        let overlaps = windows.iter().any(|(from, to)| begun <= to && ended >= from);
+        let overlaps = windows.all.iter().any(|(from, to)| begun <= to && ended >= from);
         if overlaps { &mut seen.during } else { &mut seen.between }.push(*ended - *begun);
         if let Some(at) = events.get(name) {
             // An event may be there before the answer.
             seen.watch.push(at.saturating_duration_since(*ended));
         }
     }
-    windows.iter().for_each(|(from, to)| seen.checkpoints.push(*to - *from));
+    windows.whole.iter().for_each(|took| seen.checkpoints.push(*took));
     seen
 }
 
@@ -305,38 +319,33 @@ async fn watch(
     Ok(seen)
 }
 
-/// From when to when checkpoints were written: a new file appears, and then the replica says that it has another.
-async fn checkpoints(
-    channel: Channel,
-    directory: std::path::PathBuf,
-    until: Instant,
-) -> anyhow::Result<Vec<(Instant, Instant)>> {
-    let mut service = ClusterServiceClient::new(channel);
-    let mut windows = Vec::new();
-    let mut known = names(&directory)?;
+/// From when to when checkpoints were written: as long as there is a file under a temporary name. One that was begun before, or
+/// is not done in the end, counts for creates, but its time says nothing.
+async fn checkpoints(directory: std::path::PathBuf, until: Instant) -> anyhow::Result<Windows> {
+    let mut windows = Windows::default();
+    let mut begun = None;
+    let mut looks = 0u64;
     while Instant::now() < until {
+        match (is_written(&directory)?, begun) {
+            (true, None) => begun = Some((Instant::now(), looks > 0)),
+            (false, Some((from, whole))) => {
+                windows.push(from, whole);
+                begun = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+        looks += 1;
         tokio::time::sleep(LOOK_EVERY).await;
-        if names(&directory)?.is_subset(&known) {
-            continue;
-        }
-        let begun = Instant::now();
-        let before = index(&mut service).await?;
-        while index(&mut service).await? == before && Instant::now() < until {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        windows.push((begun, Instant::now()));
-        known = names(&directory)?;
+    }
+    if let Some((from, _)) = begun {
+        windows.push(from, false);
     }
     Ok(windows)
 }
 
-async fn index(service: &mut ClusterServiceClient<Channel>) -> anyhow::Result<u64> {
-    Ok(service.get_replica_status(GetReplicaStatusRequest {}).await?.into_inner().checkpoint_index)
-}
-
-fn names(directory: &Path) -> anyhow::Result<BTreeSet<std::ffi::OsString>> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
-    Ok(entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name())).collect())
+fn is_written(directory: &Path) -> anyhow::Result<bool> {
+    let mut entries = std::fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
+    Ok(entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "tmp"))))
 }
 
 /// The largest file: older checkpoints lie beside the newest.

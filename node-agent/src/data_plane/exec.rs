@@ -124,7 +124,7 @@ async fn run(
     _active: Active,
 ) {
     let Execution { stdin, stdout, stderr, control } = execution;
-    let _ = responses.send(Ok(response(Down::Started(ExecStarted {})))).await;
+    let _ = responses.send(Ok(response(Down::Started(ExecStarted::default())))).await;
     let last = tokio::select! {
         ended = output::until_end(stdout, stderr, &*control, &responses) => ended,
         refusal = input::feed(inbound, stdin, &*control) => Err(refusal),

@@ -53,7 +53,7 @@ async fn process(
     to: mpsc::Sender<Result<Down, Status>>,
 ) {
     let program = command.first().cloned().unwrap_or_default();
-    let _gone = to.send(Ok(Down::Started(ExecStarted {}))).await;
+    let _gone = to.send(Ok(Down::Started(ExecStarted::default()))).await;
     if !["echo", "hang", "break"].contains(&program.as_str()) {
         let _gone = to.send(Ok(Down::Stdout(format!("{program}: out\n").into_bytes()))).await;
         let _gone = to.send(Ok(Down::Stderr(format!("{program}: err\n").into_bytes()))).await;

@@ -67,6 +67,7 @@ impl ExecArgs {
             working_directory: self.workdir.clone(),
             terminal: self.tty.then(size),
             user: self.user.clone(),
+            timeout: None,
         }
     }
 }

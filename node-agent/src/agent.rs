@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use warren_proto::units::Resources;
+use warren_proto::units::{Gpus as WholeGpus, Resources};
 use warren_proto::v1;
 
 use crate::capacity;
@@ -20,8 +20,9 @@ use crate::changes::Changes;
 use crate::clock;
 use crate::config::Config;
 use crate::data_plane::{self, Authority};
-use crate::drivers::Drivers;
+use crate::drivers::{Built, Drivers};
 use crate::fence::Fence;
+use crate::gpu::{self, Gpus};
 use crate::http;
 use crate::incarnation;
 use crate::journal::Journal;
@@ -67,8 +68,9 @@ impl DataDir {
 }
 
 impl Agent {
-    /// Starts everything; returns once it serves. `drivers` are those of the configuration.
-    pub async fn start(config: Config, data_dir: DataDir, drivers: Drivers) -> anyhow::Result<Self> {
+    /// Starts everything; returns once it serves. `built` is what the configuration names.
+    pub async fn start(config: Config, data_dir: DataDir, built: Built) -> anyhow::Result<Self> {
+        let Built { drivers, gpus, .. } = built;
         let metrics = metrics::install()?;
         let tls = config.client_tls().context("TLS")?;
         let listener = bind("listen", config.listen).await?;
@@ -90,7 +92,7 @@ impl Agent {
         let authority = Authority::new(config.node_id.clone(), membership.clone());
         let routes = data_plane::routes(supervisor.clone(), store, authority, stop.clone()).await?;
         let pages = http::router(supervisor.clone(), membership.clone(), metrics);
-        let facts = facts(&config, &data_dir, advertised, &drivers, fence.clone())?;
+        let facts = facts(&config, &data_dir, advertised, &drivers, &gpus, fence.clone())?;
         let session = Session::new(Parts {
             facts,
             supervisor: supervisor.clone(),
@@ -171,6 +173,7 @@ fn facts(
     data_dir: &DataDir,
     advertised: String,
     drivers: &Drivers,
+    gpus: &Gpus,
     fence: Option<Fence>,
 ) -> anyhow::Result<NodeFacts> {
     let host = capacity::after_reserve(capacity::of_host(&config.data_dir).context("read the host's capacity")?);
@@ -178,7 +181,7 @@ fn facts(
         cpu: config.cpu.unwrap_or(host.cpu),
         memory: config.memory.unwrap_or(host.memory),
         disk: config.disk.unwrap_or(host.disk),
-        ..Resources::default()
+        gpus: WholeGpus(gpus.devices().count() as u64),
     };
     Ok(NodeFacts {
         name: config.node_id.name(),
@@ -189,7 +192,17 @@ fn facts(
         labels: config.labels.clone(),
         drivers: drivers.names(),
         fence,
+        gpus: gpus.devices().map(wire_device).collect(),
     })
+}
+
+fn wire_device(device: &gpu::Device) -> v1::GpuDevice {
+    v1::GpuDevice {
+        uuid: device.uuid.clone(),
+        model: device.model.clone(),
+        memory_bytes: i64::try_from(device.memory.0).unwrap_or(i64::MAX),
+        enforced: device.sharing == gpu::Sharing::Enforced,
+    }
 }
 
 pub(crate) fn wire_resources(resources: Resources) -> v1::Resources {

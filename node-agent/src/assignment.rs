@@ -9,6 +9,8 @@ use warren_proto::ids::{Digest, Epoch, Generation, IdError, SandboxName};
 use warren_proto::units::{Bytes, MilliCpu, Resources};
 use warren_proto::v1;
 
+use crate::gpu::{Grant, WHOLE};
+
 /// What the node should do with a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Desired {
@@ -47,6 +49,8 @@ pub struct StartSpec {
     /// `None`: the node's default.
     pub driver: Option<String>,
     pub on_isolation: OnIsolation,
+    /// Devices that it holds, by uuid, none twice.
+    pub gpus: Vec<Grant>,
 }
 
 /// What becomes of a sandbox when the node's lease lapses.
@@ -249,7 +253,23 @@ fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpe
         working_directory: if wire.working_directory.is_empty() { "/".to_owned() } else { wire.working_directory },
         driver: (!wire.driver.is_empty()).then_some(wire.driver),
         on_isolation,
+        gpus: parse_gpus(name, wire.gpus)?,
     })
+}
+
+fn parse_gpus(name: &SandboxName, wire: Vec<v1::AssignedGpu>) -> Result<Vec<Grant>, AssignmentError> {
+    let bad = |field| AssignmentError::Field { sandbox: name.clone(), field };
+    let mut grants: Vec<Grant> = Vec::with_capacity(wire.len());
+    for gpu in wire {
+        let milli = u32::try_from(gpu.milli).ok().filter(|milli| (1..=WHOLE).contains(milli));
+        let memory = u64::try_from(gpu.memory_bytes).map_err(|_| bad("gpus.memory_bytes"))?;
+        if gpu.uuid.is_empty() || grants.iter().any(|other| other.uuid == gpu.uuid) {
+            return Err(bad("gpus.uuid"));
+        }
+        grants.push(Grant { uuid: gpu.uuid, milli: milli.ok_or_else(|| bad("gpus.milli"))?, memory: Bytes(memory) });
+    }
+    grants.sort_unstable();
+    Ok(grants)
 }
 
 #[cfg(test)]
@@ -323,5 +343,21 @@ mod tests {
         assert!(matches!(field(|s| s.desired = 0), Err(AssignmentError::Field { field: "desired", .. })));
         assert!(matches!(field(|s| s.desired = 1), Err(AssignmentError::Field { field: "resources", .. })));
         assert!(matches!(field(|s| s.sandbox = "x".into()), Err(AssignmentError::Id(_))));
+    }
+
+    #[test]
+    fn a_device_is_granted_once_and_no_more_than_whole() {
+        let gpu = |uuid: &str, milli| v1::AssignedGpu { uuid: uuid.into(), milli, memory_bytes: 7 };
+        let parse = |gpus| parse_gpus(&name("a"), gpus);
+        let grants = parse(vec![gpu("b", 1000), gpu("a", 250)]).expect("grants");
+        assert_eq!(grants.iter().map(|g| (g.uuid.as_str(), g.milli)).collect::<Vec<_>>(), [("a", 250), ("b", 1000)]);
+        for (bad, field) in [
+            (vec![gpu("a", 0)], "gpus.milli"),
+            (vec![gpu("a", 1001)], "gpus.milli"),
+            (vec![gpu("", 1000)], "gpus.uuid"),
+            (vec![gpu("a", 500), gpu("a", 500)], "gpus.uuid"),
+        ] {
+            assert!(matches!(parse(bad), Err(AssignmentError::Field { field: found, .. }) if found == field));
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::driver::Driver;
 use crate::driver::oci::{OciConfig, OciDriver};
 use crate::driver::sim::{SimConfig, SimDriver};
 use crate::fence::Switch;
+use crate::gpu::Gpus;
 
 /// At least one driver; the first is the default.
 #[derive(Clone)]
@@ -54,16 +55,19 @@ pub struct Built {
     pub drivers: Drivers,
     /// For what only this driver can do.
     pub oci: Option<Arc<OciDriver>>,
+    /// What can be injected.
+    pub gpus: Arc<Gpus>,
 }
 
 /// Makes the drivers and checks that they can work on this host.
 pub async fn build(config: &Config) -> anyhow::Result<Built> {
     let mut list: Vec<Arc<dyn Driver>> = Vec::new();
     let mut oci = None;
+    let gpus = discover_gpus(config).await?;
     for kind in &config.drivers {
         match kind {
             DriverKind::Oci => {
-                let driver = Arc::new(build_oci(config).await.context("driver oci")?);
+                let driver = Arc::new(build_oci(config, Arc::clone(&gpus)).await.context("driver oci")?);
                 list.push(Arc::clone(&driver) as Arc<dyn Driver>);
                 oci = Some(driver);
             }
@@ -74,14 +78,25 @@ pub async fn build(config: &Config) -> anyhow::Result<Built> {
         }
     }
     let drivers = Drivers::new(list).context("no driver is configured")?;
-    Ok(Built { drivers, oci })
+    Ok(Built { drivers, oci, gpus })
 }
 
-async fn build_oci(config: &Config) -> anyhow::Result<OciDriver> {
+/// Only driver `oci` injects devices.
+async fn discover_gpus(config: &Config) -> anyhow::Result<Arc<Gpus>> {
+    if !config.drivers.contains(&DriverKind::Oci) {
+        return Ok(Arc::default());
+    }
+    let config = config.gpus.clone();
+    let gpus = tokio::task::spawn_blocking(move || Gpus::discover(&config)).await?.context("list the GPUs")?;
+    Ok(Arc::new(gpus))
+}
+
+async fn build_oci(config: &Config, gpus: Arc<Gpus>) -> anyhow::Result<OciDriver> {
     let config = OciConfig {
         runtime: config.runtime.clone(),
         data_dir: config.data_dir.clone(),
         node_id: config.node_id.clone(),
+        gpus,
         shim_exe: std::env::current_exe().context("find this program's own file")?,
     };
     // It runs the runtime once, and waits for it.

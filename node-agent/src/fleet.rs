@@ -174,6 +174,7 @@ impl Fleet {
         let membership = Membership::new(None);
         let session = Session::new(Parts {
             facts: NodeFacts {
+                gpus: Vec::new(),
                 name: id.name(),
                 incarnation: incarnation::unremembered(clock::unix_now_ms()),
                 data_plane_address: NO_DATA_PLANE.to_owned(),

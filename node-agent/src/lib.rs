@@ -26,6 +26,7 @@ pub mod clock;
 pub mod config;
 pub mod drivers;
 pub mod fleet;
+pub mod gpu;
 pub mod http;
 pub mod incarnation;
 pub mod ledger;

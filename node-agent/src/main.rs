@@ -80,8 +80,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let data_dir = DataDir::hold(&config.data_dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let drivers = drivers::build(&config).await?.drivers;
-    let mut agent = Agent::start(config, data_dir, drivers).await?;
+    let built = drivers::build(&config).await?;
+    let mut agent = Agent::start(config, data_dir, built).await?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

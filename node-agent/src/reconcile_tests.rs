@@ -27,6 +27,7 @@ fn running(epoch: u64) -> Goal {
     let template =
         TemplateRef { digest: Digest([0; 32]), size: Bytes(1), sources: Vec::new(), download_token: String::new() };
     let spec = StartSpec {
+        gpus: Vec::new(),
         resources: Resources::default(),
         pids: 1,
         template,

@@ -107,6 +107,14 @@ pub struct Layer {
     #[arg(long, env = "WARREN_DISK", global = true, value_name = "SIZE")]
     #[serde(deserialize_with = "text")]
     pub disk: Option<String>,
+    /// GPUs to offer: nvml (NVIDIA's driver, where there is one), none, or a TOML file that lists them [default: nvml]
+    #[arg(long, env = "WARREN_GPUS", global = true)]
+    #[serde(deserialize_with = "text")]
+    pub gpus: Option<String>,
+    /// Directories of CDI specifications, a,b [default: /etc/cdi,/var/run/cdi]
+    #[arg(long, env = "WARREN_CDI_DIRS", global = true)]
+    #[serde(deserialize_with = "text")]
+    pub cdi_dirs: Option<String>,
     /// Labels of this node, k=v,k=v
     #[arg(long, env = "WARREN_LABELS", global = true)]
     #[serde(deserialize_with = "text")]
@@ -167,6 +175,8 @@ impl Layer {
             cpu_milli: self.cpu_milli.or(other.cpu_milli),
             memory: self.memory.or(other.memory),
             disk: self.disk.or(other.disk),
+            gpus: self.gpus.or(other.gpus),
+            cdi_dirs: self.cdi_dirs.or(other.cdi_dirs),
             labels: self.labels.or(other.labels),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),

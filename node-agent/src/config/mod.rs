@@ -14,7 +14,10 @@ use warren_proto::client::{self, ClientTls, TlsFiles};
 use warren_proto::ids::NodeId;
 use warren_proto::units::{Bytes, MilliCpu};
 
+use crate::gpu::GpuConfig;
+
 pub use layer::{Args, Command, FleetArgs, Layer};
+pub(crate) use parse::size;
 
 /// Everything that the agent is told, checked.
 #[derive(Debug, Clone)]
@@ -34,6 +37,7 @@ pub struct Config {
     pub cpu: Option<MilliCpu>,
     pub memory: Option<Bytes>,
     pub disk: Option<Bytes>,
+    pub gpus: GpuConfig,
     pub labels: BTreeMap<String, String>,
     pub tls: TlsFiles,
     pub log_level: String,
@@ -132,6 +136,7 @@ impl Config {
         let cpu = raw.cpu_milli.and_then(|text| problems.take("cpu_milli", parse::cpu(&text)));
         let memory = raw.memory.and_then(|text| problems.take("memory", parse::size(&text)));
         let disk = raw.disk.and_then(|text| problems.take("disk", parse::size(&text)));
+        let gpus = parse::gpus(raw.gpus.as_deref(), raw.cdi_dirs.as_deref());
         let labels = problems.take("labels", parse::labels(raw.labels.as_deref().unwrap_or(""))).unwrap_or_default();
         let log_format = problems.take("log_format", parse::log_format(raw.log_format.as_deref().unwrap_or("text")));
         let log_level = raw.log_level.unwrap_or_else(|| "info".to_owned());
@@ -160,6 +165,7 @@ impl Config {
                     cpu,
                     memory,
                     disk,
+                    gpus,
                     labels,
                     tls,
                     log_level,

@@ -8,6 +8,8 @@ use tracing_subscriber::EnvFilter;
 use warren_proto::client::{TlsFiles, is_loopback};
 use warren_proto::units::{Bytes, MilliCpu};
 
+use crate::gpu::{GpuConfig, Source};
+
 use super::{DriverKind, Layer, LogFormat, Problems};
 
 /// Labels of a node: more than anyone selects by.
@@ -30,6 +32,17 @@ pub fn size(text: &str) -> Result<Bytes, String> {
     // The wire holds an i64.
     let bytes = number.checked_mul(unit).filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok());
     bytes.map(Bytes).ok_or_else(wrong)
+}
+
+/// Where GPUs are listed and described.
+pub fn gpus(source: Option<&str>, cdi_dirs: Option<&str>) -> GpuConfig {
+    let source = match source.map(str::trim) {
+        None | Some("nvml") => Source::Nvml,
+        Some("none" | "") => Source::None,
+        Some(path) => Source::File(PathBuf::from(path)),
+    };
+    let directories = cdi_dirs.unwrap_or("/etc/cdi,/var/run/cdi").split(',').map(str::trim);
+    GpuConfig { source, cdi_dirs: directories.filter(|dir| !dir.is_empty()).map(PathBuf::from).collect() }
 }
 
 pub fn cpu(text: &str) -> Result<MilliCpu, String> {

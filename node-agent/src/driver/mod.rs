@@ -15,6 +15,7 @@ use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 
 use crate::fence::Switch;
+use crate::gpu::{GpuError, Grant};
 
 /// One placement of a sandbox: what a driver's objects are named after.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +41,8 @@ pub struct InstanceSpec {
     pub working_directory: String,
     /// Belongs to the group that [`Driver::switch`] freezes as a whole.
     pub fenced: bool,
+    /// Devices to inject.
+    pub gpus: Vec<Grant>,
 }
 
 /// How a process ended.
@@ -130,6 +133,8 @@ pub enum DriverError {
     /// The runtime said no; `output` is what it printed.
     #[error("{what}: {output}")]
     Runtime { what: String, output: String },
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }

@@ -154,6 +154,7 @@ mod tests {
     fn spec(epoch: u64) -> InstanceSpec {
         let sandbox = SandboxName::parse("tenants/a/sandboxes/b").expect("valid");
         InstanceSpec {
+            gpus: Vec::new(),
             key: InstanceKey { sandbox, epoch: Epoch(epoch) },
             resources: Resources::default(),
             pids: 1,

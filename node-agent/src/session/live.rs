@@ -118,6 +118,7 @@ impl Session {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             observation: Some(observation),
             fence,
+            gpus: facts.gpus.clone(),
         }
     }
 

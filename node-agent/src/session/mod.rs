@@ -64,6 +64,8 @@ pub struct NodeFacts {
     pub drivers: Vec<String>,
     /// `None`: the drivers have nothing to fence.
     pub fence: Option<Fence>,
+    /// By uuid.
+    pub gpus: Vec<v1::GpuDevice>,
 }
 
 /// Keeps a session with whoever leads.

@@ -92,6 +92,7 @@ impl Supervisor {
             environment: spec.environment,
             working_directory: spec.working_directory,
             fenced,
+            gpus: spec.gpus,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;
         started.map_err(|error| Reason::new("START_FAILED", error.to_string()))?;

@@ -7,6 +7,7 @@
 mod crash;
 mod exec;
 mod fenced;
+mod gpus;
 mod lifecycle;
 mod limits;
 mod many;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use warren_node_agent::driver::oci::{OciConfig, OciDriver};
 use warren_node_agent::driver::{Driver, ExecSpec, Execution, Exit, InstanceKey, InstanceSpec};
+use warren_node_agent::gpu::Gpus;
 use warren_proto::ids::{Epoch, NodeId, SandboxName};
 use warren_proto::units::{Bytes, MilliCpu, Resources};
 
@@ -74,12 +75,18 @@ impl World {
         Self { dir, base, runtime: runtime.to_owned(), node, driver }
     }
 
+    /// A driver of the same directory that offers these devices.
+    pub fn with_gpus(&self, gpus: Gpus) -> Arc<OciDriver> {
+        Arc::new(driver_with(self.dir.path(), &self.runtime, &self.node, Arc::new(gpus)))
+    }
+
     pub fn restarted(&self) -> Arc<OciDriver> {
         Arc::new(driver(self.dir.path(), &self.runtime, &self.node))
     }
 
     pub fn spec(&self, name: &str, command: &[&str]) -> InstanceSpec {
         InstanceSpec {
+            gpus: Vec::new(),
             key: key(name),
             resources: Resources {
                 cpu: MilliCpu(1000),
@@ -137,7 +144,12 @@ impl World {
 }
 
 pub fn driver(data_dir: &Path, runtime: &str, node: &NodeId) -> OciDriver {
+    driver_with(data_dir, runtime, node, Arc::default())
+}
+
+fn driver_with(data_dir: &Path, runtime: &str, node: &NodeId, gpus: Arc<Gpus>) -> OciDriver {
     OciDriver::new(OciConfig {
+        gpus,
         runtime: runtime.to_owned(),
         data_dir: data_dir.to_owned(),
         node_id: node.clone(),

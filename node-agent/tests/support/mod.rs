@@ -16,7 +16,7 @@ use warren_node_agent::agent::{Agent, DataDir};
 use warren_node_agent::clock;
 use warren_node_agent::config::{Config, Layer};
 use warren_node_agent::driver::Driver;
-use warren_node_agent::drivers::Drivers;
+use warren_node_agent::drivers::{Built, Drivers};
 use warren_proto::client::{ClientTls, channel};
 use warren_proto::ids::{Digest, Epoch, SandboxName};
 use warren_proto::token;
@@ -79,7 +79,8 @@ pub async fn agent_with(layer: Layer, driver: &FakeDriver) -> Agent {
     let config = Config::resolve(layer).unwrap();
     let data_dir = DataDir::hold(&config.data_dir).unwrap();
     let driver: Arc<dyn Driver> = Arc::new(driver.clone());
-    Agent::start(config, data_dir, Drivers::new(vec![driver]).unwrap()).await.unwrap()
+    let built = Built { drivers: Drivers::new(vec![driver]).unwrap(), oci: None, gpus: Arc::default() };
+    Agent::start(config, data_dir, built).await.unwrap()
 }
 
 /// A small root file system, as a tar.

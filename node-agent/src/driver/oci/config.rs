@@ -212,6 +212,7 @@ mod tests {
 
     fn spec() -> InstanceSpec {
         InstanceSpec {
+            gpus: Vec::new(),
             key: InstanceKey { sandbox: SandboxName::parse("tenants/a/sandboxes/b").expect("valid"), epoch: Epoch(1) },
             resources: Resources {
                 cpu: MilliCpu(250),

@@ -29,6 +29,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,6 +43,7 @@ use self::record::{Decided, ExitRecord, Record};
 use self::runtime::Runtime;
 use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
 use crate::fence::Switch;
+use crate::gpu::{Gpus, cdi};
 use crate::shim::Report;
 
 const NAME: &str = "oci";
@@ -60,6 +62,8 @@ pub struct OciConfig {
     pub node_id: NodeId,
     /// Program that runs [`crate::shim::run`] when its first argument is `shim`.
     pub shim_exe: PathBuf,
+    /// What [`InstanceSpec::gpus`] may name.
+    pub gpus: Arc<Gpus>,
 }
 
 /// Runs instances as containers.
@@ -72,12 +76,13 @@ pub struct OciDriver {
     switch: Switch,
     ids: IdRanges,
     shim_exe: PathBuf,
+    gpus: Arc<Gpus>,
 }
 
 impl OciDriver {
     /// Checks that the runtime runs, and prepares the host. Blocks; once, at start.
     pub fn new(config: OciConfig) -> Result<Self, DriverError> {
-        let OciConfig { runtime, data_dir, node_id, shim_exe } = config;
+        let OciConfig { runtime, data_dir, node_id, shim_exe, gpus } = config;
         if !rustix::process::geteuid().is_root() {
             return Err(io_error("run containers without being root")(io::ErrorKind::PermissionDenied.into()));
         }
@@ -92,7 +97,7 @@ impl OciDriver {
         }
         let cgroups = Cgroups::discover().map_err(io_error("find the control groups"))?;
         let switch = cgroups.make_switch(&layout.fenced_parent).map_err(io_error("make the fenced control group"))?;
-        let driver = Self { runtime, layout, cgroups, switch, ids: IdRanges::default(), shim_exe };
+        let driver = Self { runtime, layout, cgroups, switch, ids: IdRanges::default(), shim_exe, gpus };
         driver.adopt_ids()?;
         Ok(driver)
     }
@@ -130,7 +135,7 @@ impl OciDriver {
     }
 
     /// Writes everything that the shim needs; the record last.
-    fn prepare_instance(&self, spec: &InstanceSpec, first_id: u32) -> io::Result<()> {
+    fn prepare_instance(&self, spec: &InstanceSpec, first_id: u32, devices: &cdi::Edits) -> io::Result<()> {
         let directory = self.layout.instance(&spec.key);
         for name in config::DIRECTORIES {
             fs::create_dir(directory.join(name))?;
@@ -140,7 +145,7 @@ impl OciDriver {
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
         let cgroup = self.layout.cgroup(&spec.key, spec.fenced);
         let rootfs = self.layout.rootfs.clone();
-        let bundle = config::bundle(
+        let mut bundle = config::bundle(
             spec,
             &config::Host {
                 first_id,
@@ -150,6 +155,7 @@ impl OciDriver {
                 cgroup: cgroup.clone(),
             },
         );
+        devices.apply(&mut bundle);
         fs::write(directory.join(layout::CONFIG), bundle.to_string())?;
         lifeline::create(&directory.join(layout::BUSY))?;
         lifeline::create(&directory.join(layout::ALIVE))?;
@@ -163,13 +169,34 @@ impl OciDriver {
         Record::new(spec, decided).write(&directory)
     }
 
+    /// The specification with the environment of its devices, and what they change in the bundle.
+    async fn with_devices(&self, spec: &InstanceSpec) -> Result<(InstanceSpec, cdi::Edits), DriverError> {
+        let mut spec = spec.clone();
+        if spec.gpus.is_empty() {
+            return Ok((spec, cdi::Edits::default()));
+        }
+        let (gpus, grants) = (Arc::clone(&self.gpus), spec.gpus.clone());
+        let injected = tokio::task::spawn_blocking(move || gpus.edits(&grants)).await;
+        let edits = injected.map_err(io::Error::other).map_err(io_error("read CDI specifications"))??;
+        for entry in &edits.environment {
+            if let Some((key, value)) = entry.split_once('=') {
+                spec.environment.retain(|(other, _)| other != key);
+                spec.environment.push((key.to_owned(), value.to_owned()));
+            }
+        }
+        spec.environment.sort_unstable();
+        Ok((spec, edits))
+    }
+
     async fn launch(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         let what = || format!("start {}", spec.key.sandbox);
         let first_id = self.ids.take(&layout::container_id(&spec.key)).ok_or_else(|| DriverError::Runtime {
             what: what(),
             output: "every range of user ids is taken".to_owned(),
         })?;
-        self.prepare_instance(spec, first_id).map_err(io_error("write the instance's files"))?;
+        let (spec, devices) = self.with_devices(spec).await?;
+        let spec = &spec;
+        self.prepare_instance(spec, first_id, &devices).map_err(io_error("write the instance's files"))?;
         let _slot = self.runtime.slot().await;
         let directory = self.layout.instance(&spec.key);
         let arguments = Arguments::Run { directory: &directory };

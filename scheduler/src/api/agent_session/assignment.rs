@@ -191,6 +191,7 @@ impl Writer<'_> {
             driver: String::new(),
             on_isolation: convert::isolation(spec.isolation).into(),
             egress: Some(convert::egress(&sandbox.settings().egress)),
+            gpus: Vec::new(),
         })
     }
 

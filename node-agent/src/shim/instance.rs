@@ -1,0 +1,132 @@
+//! An instance's shim: mounts its root file system, starts the main process, drains its output and writes down how it ended.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
+};
+use rustix::process::Pid;
+
+use super::children::{complaint, kill_children, read_available, read_pid, runtime, wait_for};
+use super::{Report, Shim, failed, report};
+use crate::driver::oci::record::{ExitRecord, Record};
+use crate::driver::oci::{cgroup, ids, layout, lifeline};
+use crate::sys;
+
+/// How much of a main process's output is kept: what `Ended` promises.
+const OUTPUT_TAIL: usize = 4096;
+/// How much is read at a time.
+const READ_SIZE: usize = 16 << 10;
+
+pub fn run(mut shim: Shim) -> io::Result<()> {
+    let (output, main) = match start_instance(&shim.record) {
+        Ok(started) => started,
+        Err(failure) => {
+            kill_children();
+            report(&mut shim.agent, &failure);
+            return Err(io::Error::other("not started"));
+        }
+    };
+    report(&mut shim.agent, &Report::Started);
+    drop(shim.agent);
+    sys::drop_stdio()?;
+    let tail = drain(output.main)?;
+    let mut exit = wait_for(main)?;
+    exit.oom_killed = exit.code != 0 && cgroup::oom_kills(&shim.record.oom_file) > 0;
+    ExitRecord::new(exit, tail).write(Path::new("."))?;
+    drop(output.alive);
+    Ok(())
+}
+
+struct Held {
+    main: io::PipeReader,
+    alive: File,
+}
+
+fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
+    let step = |what: &'static str| move |e: io::Error| failed(what, &e);
+    let alive = lifeline::hold(Path::new(layout::ALIVE)).map_err(step("hold the lifeline"))?;
+    if !Path::new(layout::RECORD).exists() {
+        return Err(failed("start", &io::ErrorKind::NotFound.into()));
+    }
+    mount_rootfs(record)?;
+    let (main, writer) = io::pipe().map_err(step("make a pipe"))?;
+    let mut command = runtime(record, "runtime.log");
+    command.args(["run", "--detach", "--bundle", ".", "--pid-file", "main.pid", &record.container_id]);
+    // An empty pipe, not /dev/null: crun gives what it finds here to the sandbox's root user, and that one is the host's.
+    let (empty, _) = io::pipe().map_err(step("make a pipe"))?;
+    command.stdin(empty).stderr(writer.try_clone().map_err(step("copy a pipe"))?).stdout(writer);
+    let status = command.status();
+    // It holds the writing end of the pipe.
+    drop(command);
+    let failure = |what: String, output: String| Report::Failed { what, output };
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => {
+            kill_children();
+            let printed = read_available(main);
+            return Err(failure(format!("{} run: {status}", record.runtime), complaint("runtime.log", &printed)));
+        }
+        Err(e) => return Err(failure(format!("run `{}`", record.runtime), e.to_string())),
+    }
+    let pid = read_pid("main.pid").map_err(step("read the main process's pid"))?;
+    fs::write(layout::STARTED, pid.to_string()).map_err(step("write down the main process's pid"))?;
+    Ok((Held { main, alive }, pid))
+}
+
+/// Mounts the instance's root file system: its own upper directory over the shared base, whose files it sees as its own
+/// users'. Only here: the mount namespace is new, and nothing mounted in it is seen outside.
+fn mount_rootfs(record: &Record) -> Result<(), Report> {
+    let step = |what: &'static str| move |e: rustix::io::Errno| failed(what, &e.into());
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| failed("make a mount namespace", &e.into()))?;
+    // What the host unmounts goes here too, so that no shim keeps a disk busy; nothing goes the other way.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(step("cut off mounts"))?;
+    let users = sys::user_namespace(record.first_id, ids::RANGE).map_err(|e| failed("make a user namespace", &e))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let base = open_tree(CWD, &record.base, flags).map_err(step("open the template's root file system"))?;
+    sys::set_id_map(base.as_fd(), users.as_fd()).map_err(|e| failed("shift the ids of the template's files", &e))?;
+    move_mount(base, "", CWD, layout::LOWER, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(step("mount the template's root file system"))?;
+    // Relative paths: a `:` or `,` in an absolute one would need escaping.
+    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
+    mount("overlay", &record.rootfs, "overlay", MountFlags::empty(), layers).map_err(step("mount the overlay"))?;
+    // The overlay has its own hold on it.
+    unmount(layout::LOWER, UnmountFlags::DETACH).map_err(step("unmount the lower layer"))
+}
+
+/// Reads until every writer is gone and keeps the end.
+fn drain(mut output: impl Read) -> io::Result<Vec<u8>> {
+    let mut tail = VecDeque::with_capacity(OUTPUT_TAIL + READ_SIZE);
+    let mut buffer = vec![0u8; READ_SIZE];
+    loop {
+        match output.read(&mut buffer) {
+            Ok(0) => return Ok(tail.into()),
+            Ok(count) => {
+                tail.extend(&buffer[..count]);
+                tail.drain(..tail.len().saturating_sub(OUTPUT_TAIL));
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_four_kib_of_output_are_kept() {
+        let long: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        assert_eq!(drain(long.as_slice()).expect("reads"), long[long.len() - OUTPUT_TAIL..]);
+        assert_eq!(drain(&b"short"[..]).expect("reads"), b"short");
+    }
+}

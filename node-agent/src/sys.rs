@@ -148,6 +148,52 @@ pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "no descriptor came over the socket"))
 }
 
+/// Number of a loop device that is free now. Another may take it first.
+pub fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // linux/loop.h
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+    // SAFETY: this request takes no argument.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    check(libc::c_long::from(number))?;
+    Ok(number.unsigned_abs())
+}
+
+/// `struct loop_config` of linux/loop.h, 304 bytes, with the words that are used here.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    /// Of `struct loop_info64`, up to its flags.
+    before_flags: [u64; 6],
+    key_size: u32,
+    flags: u32,
+    after_flags: [u64; 22],
+    reserved: [u64; 8],
+}
+
+/// Puts `image` behind a free loop device, which lets go of it when its last opener and mount are gone. Fails with `EBUSY` when
+/// it is not free any more.
+pub fn configure_loop(device: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Result<()> {
+    // linux/loop.h
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    // The image's pages are not cached a second time, outside of the memory limit of who wrote them.
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
+    const { assert!(size_of::<LoopConfig>() == 304) };
+    let config = LoopConfig {
+        fd: image.as_raw_fd().unsigned_abs(),
+        block_size: 0,
+        before_flags: [0; 6],
+        key_size: 0,
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+        after_flags: [0; 22],
+        reserved: [0; 8],
+    };
+    // SAFETY: `config` has the layout and size that the request reads, and lives through the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+    check(libc::c_long::from(result))
+}
+
 /// Has the async runtime watch a descriptor.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, and names the same file, for as long as it is owned; the result owns it.

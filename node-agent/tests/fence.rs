@@ -104,8 +104,14 @@ impl Lab {
     }
 
     fn count(&self, id: &str) -> u64 {
-        let file = self.directory.path().join(format!("oci/instances/t.{id}.1/upper/var/n"));
-        fs::metadata(file).map_or(0, |metadata| metadata.len())
+        fs::metadata(self.counted(id)).map_or(0, |metadata| metadata.len())
+    }
+
+    /// The file that `id` writes to, as its main process sees it.
+    fn counted(&self, id: &str) -> PathBuf {
+        let started = self.directory.path().join(format!("oci/instances/t.{id}.1/started"));
+        let pid = fs::read_to_string(started).unwrap_or_default();
+        Path::new("/proc").join(pid.trim()).join("root/var/n")
     }
 
     /// Waits until `id` counted on.
@@ -264,7 +270,7 @@ async fn a_killed_agent_s_freeze_sandbox_stands_still_and_goes_on_or_goes_as_the
     assert_eq!(lab.fence(), fence, "the fence was taken over");
     peer.until_phase("moves", 1, Phase::Running).await;
     // Kept from running again while it is on its way out.
-    let file = fs::File::open(lab.directory.path().join("oci/instances/t.moves.1/upper/var/n")).unwrap();
+    let file = fs::File::open(lab.counted("moves")).unwrap();
     peer.assign(3, &[stays.clone(), removed("moves", 1), keep.clone()]).await;
     peer.until_phase("moves", 1, Phase::Removed).await;
     assert_eq!(file.metadata().unwrap().len(), stood[1], "it ran though the ledger moved it");

@@ -85,9 +85,10 @@ fn of_driver(error: &DriverError) -> ErrorBuilder {
         DriverError::NotRunning { .. } => (Code::FailedPrecondition, ErrorReason::SandboxState),
         DriverError::CommandNotFound { .. } => (Code::InvalidArgument, ErrorReason::CommandNotFound),
         DriverError::Unsupported { .. } => (Code::Unimplemented, ErrorReason::DriverUnsupported),
-        DriverError::Runtime { .. } | DriverError::Io { .. } | DriverError::Gpu(_) => {
-            (Code::Internal, ErrorReason::DriverFailed)
-        }
+        DriverError::Runtime { .. }
+        | DriverError::Io { .. }
+        | DriverError::Gpu(_)
+        | DriverError::HostDiskFull { .. } => (Code::Internal, ErrorReason::DriverFailed),
     };
     ErrorBuilder::new(code, reason, error.to_string())
 }

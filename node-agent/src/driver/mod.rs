@@ -135,6 +135,13 @@ pub enum DriverError {
     Runtime { what: String, output: String },
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// Nothing that this sandbox did: another node may have room.
+    #[error(
+        "the node's own disk is full: {} has {free_bytes} bytes free and keeps {reserve_bytes} for the agent; start it on \
+         another node, or free some",
+        directory.display()
+    )]
+    HostDiskFull { directory: PathBuf, free_bytes: u64, reserve_bytes: u64 },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }

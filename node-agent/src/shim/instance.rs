@@ -3,21 +3,15 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, unshare};
-use rustix::fs::CWD;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
-    open_tree, unmount,
-};
 use rustix::process::Pid;
 
 use super::children::{complaint, kill_children, read_available, read_pid, runtime, wait_for};
 use super::{Report, Shim, failed, report};
 use crate::driver::oci::record::{ExitRecord, Record};
-use crate::driver::oci::{cgroup, ids, layout, lifeline};
+use crate::driver::oci::rootfs::mount_rootfs;
+use crate::driver::oci::{cgroup, layout, lifeline};
 use crate::sys;
 
 /// How much of a main process's output is kept: what `Ended` promises.
@@ -56,7 +50,7 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     if !Path::new(layout::RECORD).exists() {
         return Err(failed("start", &io::ErrorKind::NotFound.into()));
     }
-    mount_rootfs(record)?;
+    mount_rootfs(record).map_err(|e| failed(e.what, &e.source))?;
     let (main, writer) = io::pipe().map_err(step("make a pipe"))?;
     let mut command = runtime(record, "runtime.log");
     command.args(["run", "--detach", "--bundle", ".", "--pid-file", "main.pid", &record.container_id]);
@@ -79,27 +73,6 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     let pid = read_pid("main.pid").map_err(step("read the main process's pid"))?;
     fs::write(layout::STARTED, pid.to_string()).map_err(step("write down the main process's pid"))?;
     Ok((Held { main, alive }, pid))
-}
-
-/// Mounts the instance's root file system: its own upper directory over the shared base, whose files it sees as its own
-/// users'. Only here: the mount namespace is new, and nothing mounted in it is seen outside.
-fn mount_rootfs(record: &Record) -> Result<(), Report> {
-    let step = |what: &'static str| move |e: rustix::io::Errno| failed(what, &e.into());
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| failed("make a mount namespace", &e.into()))?;
-    // What the host unmounts goes here too, so that no shim keeps a disk busy; nothing goes the other way.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(step("cut off mounts"))?;
-    let users = sys::user_namespace(record.first_id, ids::RANGE).map_err(|e| failed("make a user namespace", &e))?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let base = open_tree(CWD, &record.base, flags).map_err(step("open the template's root file system"))?;
-    sys::set_id_map(base.as_fd(), users.as_fd()).map_err(|e| failed("shift the ids of the template's files", &e))?;
-    move_mount(base, "", CWD, layout::LOWER, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(step("mount the template's root file system"))?;
-    // Relative paths: a `:` or `,` in an absolute one would need escaping.
-    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
-    mount("overlay", &record.rootfs, "overlay", MountFlags::empty(), layers).map_err(step("mount the overlay"))?;
-    // The overlay has its own hold on it.
-    unmount(layout::LOWER, UnmountFlags::DETACH).map_err(step("unmount the lower layer"))
 }
 
 /// Reads until every writer is gone and keeps the end.

@@ -13,7 +13,7 @@ use super::Supervisor;
 use super::work::{Done, timed};
 use crate::assignment::{OnIsolation, StartSpec};
 use crate::clock::BootInstant;
-use crate::driver::{Driver, InstanceKey, InstanceSpec};
+use crate::driver::{Driver, DriverError, InstanceKey, InstanceSpec};
 use crate::metrics::START_SECONDS;
 use crate::reconcile::{Reason, Record, Stage};
 
@@ -95,7 +95,11 @@ impl Supervisor {
             gpus: spec.gpus,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;
-        started.map_err(|error| Reason::new("START_FAILED", error.to_string()))?;
+        started.map_err(|error| {
+            let code =
+                if matches!(error, DriverError::HostDiskFull { .. }) { "NODE_DISK_FULL" } else { "START_FAILED" };
+            Reason::new(code, error.to_string())
+        })?;
         Ok((to.driver.name(), fenced))
     }
 }

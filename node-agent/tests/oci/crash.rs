@@ -38,7 +38,7 @@ fn whatever_a_crash_left_can_be_removed() {
         let instances = world.dir.path().join("oci/instances");
         // Crashed right after the directory was made, and in the middle of writing files.
         fs::create_dir(instances.join("acme.empty.1")).expect("directory");
-        fs::create_dir_all(instances.join("acme.half.1/upper")).expect("directory");
+        fs::create_dir_all(instances.join("acme.half.1/disk")).expect("directory");
         fs::write(instances.join("acme.half.1/record.json"), "{\"vers").expect("file");
         // The runtime forgot it.
         world.start("forgotten", &[]).await;

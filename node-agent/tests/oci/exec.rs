@@ -102,7 +102,7 @@ fn signals_reach_an_execution_and_letting_go_kills_it() {
                 execution.control.wait().await
             }
         });
-        let ready = world.dir.path().join("oci/instances/acme.a.1/upper/var/ready");
+        let ready = world.root(&key).join("var/ready");
         while !ready.exists() {
             crate::world::look_again().await;
         }

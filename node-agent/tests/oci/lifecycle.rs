@@ -40,12 +40,13 @@ fn an_instance_is_started_seen_frozen_thawed_and_removed() {
 fn what_runs_while_frozen_does_not_progress() {
     with_each_runtime("freeze", |world| async move {
         let counting = ["/bin/sh", "-c", "while :; do echo >> /var/n; sleep 0.01; done"];
-        let counted = |name: &str| {
-            let file = world.dir.path().join(format!("oci/instances/acme.{name}.1/upper/var/n"));
-            fs::metadata(file).map_or(0, |metadata| metadata.len())
-        };
         let key = world.start("a", &counting).await;
-        world.start("b", &counting).await;
+        let other = world.start("b", &counting).await;
+        let roots = [world.root(&key), world.root(&other)];
+        let counted = |name: &str| {
+            let root = &roots[usize::from(name == "b")];
+            fs::metadata(root.join("var/n")).map_or(0, |metadata| metadata.len())
+        };
         while counted("a") == 0 {
             crate::world::look_again().await;
         }

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests bound how long they wait")]
 
 mod crash;
+mod disk;
 mod exec;
 mod fenced;
 mod gpus;

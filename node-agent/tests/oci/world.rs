@@ -19,6 +19,9 @@ use warren_proto::units::{Bytes, MilliCpu, Resources};
 /// A test that waits longer than this hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Disk of an instance.
+pub const DISK_MIB: u64 = 64;
+
 pub struct World {
     pub dir: TempDir,
     pub base: PathBuf,
@@ -91,7 +94,7 @@ impl World {
             resources: Resources {
                 cpu: MilliCpu(1000),
                 memory: Bytes(64 * Bytes::MIB),
-                disk: Bytes(0),
+                disk: Bytes(DISK_MIB * Bytes::MIB),
                 ..Resources::default()
             },
             pids: 64,
@@ -113,6 +116,14 @@ impl World {
         run(&*self.driver, key, &sh(script), &[]).await
     }
 
+    /// The root file system as the main process of a running instance sees it.
+    pub fn root(&self, key: &InstanceKey) -> PathBuf {
+        let name = format!("{}.{}.{}", key.sandbox.tenant, key.sandbox.id, key.epoch);
+        let started = self.dir.path().join("oci/instances").join(name).join("started");
+        let pid = fs::read_to_string(started).expect("it runs");
+        Path::new("/proc").join(pid.trim()).join("root")
+    }
+
     /// A file of the pids controller of the only instance, in either version of control groups.
     pub fn pids_file(&self, name: &str) -> Option<String> {
         let parents = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
@@ -128,6 +139,10 @@ impl World {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         assert!(!mounts.contains(data), "mounts are left: {mounts}");
         assert!(!self.dir.path().join("oci").exists(), "files are left");
+        for entry in fs::read_dir("/sys/block").expect("devices").flatten() {
+            let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            assert!(!backing.contains(data), "a loop device is left: {backing}");
+        }
         for entry in fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten() {
             let group = entry.path().join("warren").join(self.node.as_str());
             assert!(!group.exists(), "{} is left", group.display());
@@ -194,6 +209,9 @@ fn make_base(base: &Path) -> io::Result<()> {
         "grep",
         "tr",
         "sha256sum",
+        "df",
+        "rm",
+        "ln",
     ] {
         symlink("busybox", base.join("bin").join(applet))?;
     }

@@ -180,7 +180,7 @@ fn signed(value: u64) -> i64 {
 
 fn mounts(spec: &InstanceSpec, unified_cgroups: bool) -> Vec<Value> {
     let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
-    // Their pages count against the memory limit; half of it each, so that a full one does not end the sandbox.
+    // Its pages count against the memory limit; half of it, so that a full one does not end the sandbox.
     let half = format!("size={}k", (spec.resources.memory.0 / 2048).max(64));
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -189,7 +189,6 @@ fn mounts(spec: &InstanceSpec, unified_cgroups: bool) -> Vec<Value> {
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &half]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &half]),
     ];
     if unified_cgroups {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]));
@@ -198,7 +197,7 @@ fn mounts(spec: &InstanceSpec, unified_cgroups: bool) -> Vec<Value> {
 }
 
 /// Paths in an instance's directory that must be there before its runtime starts.
-pub const DIRECTORIES: [&str; 4] = [layout::LOWER, layout::UPPER, layout::WORK, layout::EXEC];
+pub const DIRECTORIES: [&str; 3] = [layout::LOWER, layout::DISK, layout::EXEC];
 
 #[cfg(test)]
 mod tests {

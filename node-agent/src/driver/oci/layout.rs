@@ -6,7 +6,9 @@
 //!   instances/<tenant>.<id>.<epoch>/    everything of one instance; going last, it names what else may be left
 //!     record.json                       what was asked for; gone once removal began
 //!     config.json                       OCI bundle
-//!     lower/ upper/ work/               overlay: mount point of the shifted base, what the instance wrote, scratch
+//!     image                             the instance's disk, a sparse file system image; absent where there is no quota
+//!     disk/                             where its shim mounts the image; in it upper/ (what it wrote) and work/ (scratch)
+//!     lower/                            mount point of the shifted base
 //!     alive, busy                       lifelines: held by the shim of the main process, by every shim
 //!     started, exit.json                left by the shim: the main process's pid, how it ended
 //!     exec/                             files of executions that are just being started
@@ -33,8 +35,10 @@ pub const FENCED: &str = "fenced";
 pub const RECORD: &str = "record.json";
 pub const CONFIG: &str = "config.json";
 pub const LOWER: &str = "lower";
-pub const UPPER: &str = "upper";
-pub const WORK: &str = "work";
+pub const IMAGE: &str = "image";
+pub const DISK: &str = "disk";
+pub const UPPER: &str = "disk/upper";
+pub const WORK: &str = "disk/work";
 pub const ALIVE: &str = "alive";
 pub const BUSY: &str = "busy";
 pub const STARTED: &str = "started";

@@ -13,6 +13,7 @@
 
 pub(crate) mod cgroup;
 mod config;
+mod disk;
 mod exec;
 mod host;
 pub(crate) mod ids;
@@ -22,12 +23,12 @@ pub(crate) mod lifeline;
 mod pty;
 pub(crate) mod record;
 mod remove;
+pub(crate) mod rootfs;
 mod runtime;
 mod seccomp;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ use async_trait::async_trait;
 use warren_proto::ids::NodeId;
 
 use self::cgroup::Cgroups;
+use self::disk::Quota;
 use self::ids::IdRanges;
 use self::launch::{Arguments, Stdios};
 use self::layout::Layout;
@@ -75,6 +77,7 @@ pub struct OciDriver {
     /// Of the fenced instances' group.
     switch: Switch,
     ids: IdRanges,
+    quota: Quota,
     shim_exe: PathBuf,
     gpus: Arc<Gpus>,
 }
@@ -97,7 +100,11 @@ impl OciDriver {
         }
         let cgroups = Cgroups::discover().map_err(io_error("find the control groups"))?;
         let switch = cgroups.make_switch(&layout.fenced_parent).map_err(io_error("make the fenced control group"))?;
-        let driver = Self { runtime, layout, cgroups, switch, ids: IdRanges::default(), shim_exe, gpus };
+        let (quota, why) = Quota::probe();
+        if let Some(why) = why {
+            tracing::warn!(%why, "disk sizes are not enforced: a sandbox can fill the node's disk");
+        }
+        let driver = Self { runtime, layout, cgroups, switch, ids: IdRanges::default(), quota, shim_exe, gpus };
         driver.adopt_ids()?;
         Ok(driver)
     }
@@ -140,9 +147,6 @@ impl OciDriver {
         for name in config::DIRECTORIES {
             fs::create_dir(directory.join(name))?;
         }
-        let upper = directory.join(layout::UPPER);
-        chown(&upper, Some(first_id), Some(first_id))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
         let cgroup = self.layout.cgroup(&spec.key, spec.fenced);
         let rootfs = self.layout.rootfs.clone();
         let mut bundle = config::bundle(
@@ -194,11 +198,14 @@ impl OciDriver {
             what: what(),
             output: "every range of user ids is taken".to_owned(),
         })?;
+        let directory = self.layout.instance(&spec.key);
+        if self.quota == Quota::Image {
+            disk::make(&directory, spec.resources.disk.0).await?;
+        }
         let (spec, devices) = self.with_devices(spec).await?;
         let spec = &spec;
         self.prepare_instance(spec, first_id, &devices).map_err(io_error("write the instance's files"))?;
         let _slot = self.runtime.slot().await;
-        let directory = self.layout.instance(&spec.key);
         let arguments = Arguments::Run { directory: &directory };
         let mut shim = launch::launch(&self.shim_exe, &arguments, Stdios::none()).map_err(io_error("start a shim"))?;
         let first = shim.reports.first().await;

@@ -1,8 +1,8 @@
 //! Removal: works on a running instance, on what a crash left at any step of a start or of another removal, and when the
 //! runtime has forgotten the instance.
 //!
-//! Order: the record (so that a shim that is just starting gives up), processes, the runtime's state, control groups, and at
-//! last the directory, which names the instance until nothing else is left.
+//! Order: the record (so that a shim that is just starting gives up), processes, the runtime's state, control groups, the disk's
+//! device, and at last the directory, which names the instance until nothing else is left.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::cgroup::Cgroups;
 use super::record::Record;
-use super::{OciDriver, blocking, host, io_error, layout, lifeline};
+use super::{OciDriver, blocking, disk, host, io_error, layout, lifeline};
 use crate::driver::{DriverError, InstanceKey};
 
 /// How long shims may take to end by themselves after the processes were killed. A process in the middle of disk IO, or of
@@ -26,6 +26,9 @@ const SHIM_PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 100;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// As often it is looked whether the disk is let go of, which takes milliseconds: about 1 s in all.
+const DISK_ATTEMPTS: u32 = 15;
 
 /// Tries of the runtime's own removal.
 const DELETE_ATTEMPTS: u32 = 3;
@@ -41,6 +44,11 @@ pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), 
     retry(|| nothing_left_in(&cgroups, &groups)).await.map_err(io_error("end every process"))?;
     delete_state(driver, &program, &id).await?;
     retry(|| empty_and_remove(&cgroups, &groups)).await.map_err(io_error("remove the control groups"))?;
+    let image = directory.join(layout::IMAGE);
+    if retry_times(DISK_ATTEMPTS, || is_let_go(&image)).await.is_err() {
+        // Somebody outside has a file of it open. Its space is free again when that is closed.
+        tracing::warn!(instance = ?key, "the disk is still in use while its instance is removed");
+    }
     blocking("remove the directory", move || host::remove_tree(&directory)).await?;
     driver.ids().give_back(&id);
     Ok(())
@@ -112,6 +120,11 @@ fn nothing_left_in(cgroups: &Cgroups, groups: &[String]) -> io::Result<()> {
     }
 }
 
+/// The last mount of the disk goes with the last process, and its device a moment later.
+fn is_let_go(image: &Path) -> io::Result<()> {
+    if disk::is_attached(image)? { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
+}
+
 fn empty_and_remove(cgroups: &Cgroups, groups: &[String]) -> io::Result<()> {
     kill(cgroups, groups);
     groups.iter().try_for_each(|group| cgroups.remove(group))
@@ -134,9 +147,13 @@ async fn delete_state(driver: &OciDriver, program: &str, id: &str) -> Result<(),
     blocking("remove the runtime's state", move || host::remove_tree(&state)).await
 }
 
-async fn retry(mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+async fn retry(step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    retry_times(ATTEMPTS, step).await
+}
+
+async fn retry_times(attempts: u32, mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let mut pause = FIRST_PAUSE;
-    for _ in 1..ATTEMPTS {
+    for _ in 1..attempts {
         if step().is_ok() {
             return Ok(());
         }

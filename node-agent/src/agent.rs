@@ -82,7 +82,8 @@ impl Agent {
         let changes = Changes::default();
         let store = TemplateStore::open(&data_dir.path, changes.clone())?;
         let fetcher = Fetcher { store: store.clone(), tls: tls.clone(), own_address: advertised.clone() };
-        let journal = Journal::open(&data_dir.path)?;
+        let path = data_dir.path.clone();
+        let journal = tokio::task::spawn_blocking(move || Journal::open(&path)).await??;
         let fence = raise_fence(&config, &data_dir, &drivers).await?;
         let supervisor = Supervisor::adopt(drivers.clone(), fetcher, journal, changes, fence.clone()).await?;
         let ledger_file = LedgerFile::new(&data_dir.path);

@@ -23,7 +23,7 @@ use crate::driver::Driver;
 use crate::driver::sim::{SimConfig, SimDriver};
 use crate::drivers::Drivers;
 use crate::incarnation;
-use crate::journal::Journal;
+use crate::journal::Opened;
 use crate::ledger::LedgerFile;
 use crate::session::{Connections, Counters, Counts, Membership, NodeFacts, Parts, Session};
 use crate::supervisor::{SuperviseError, Supervisor};
@@ -170,7 +170,7 @@ impl Fleet {
         let drivers = Drivers::new(vec![Arc::clone(&driver) as Arc<dyn Driver>]).expect("there is one");
         let store = TemplateStore::simulated(config.templates.iter().copied(), changes.clone());
         let fetcher = Fetcher { store, tls: ClientTls::default(), own_address: NO_DATA_PLANE.to_owned() };
-        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, Journal::of_nothing(), changes, None).await?;
+        let supervisor = Supervisor::adopt(drivers.clone(), fetcher, Opened::nothing(), changes, None).await?;
         let membership = Membership::new(None);
         let session = Session::new(Parts {
             facts: NodeFacts {

@@ -37,6 +37,13 @@ impl Reason {
         Self::new("INSTANCE_LOST", "it ran at this epoch and is gone from the host, as after a reboot")
     }
 
+    pub fn journal_lost() -> Self {
+        Self::new(
+            "JOURNAL_LOST",
+            "the node's journal was damaged, so it cannot say whether it ran this epoch; it does not run here",
+        )
+    }
+
     fn in_the_way() -> Self {
         Self::new("ORPHAN_IN_THE_WAY", "the node holds another instance of it that the ledger does not know")
     }

@@ -368,11 +368,13 @@ async fn an_agent_killed_in_the_middle_of_a_start_clears_up_and_reports_it() {
     timeout(PATIENCE, both_begun).await.expect("never begun");
     // What a power cut would leave: the journal as it is now, one start half done and one not begun.
     let cut = tempfile::tempdir().unwrap();
-    let journal = cut.path().join("journal");
-    std::fs::create_dir(&journal).unwrap();
-    for entry in std::fs::read_dir(lab.directory.path().join("journal")).unwrap() {
+    let store = "journal/store";
+    std::fs::create_dir_all(cut.path().join(store)).unwrap();
+    for entry in std::fs::read_dir(lab.directory.path().join(store)).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::copy(&path, journal.join(path.file_name().unwrap())).unwrap();
+        if path.is_file() {
+            std::fs::copy(&path, cut.path().join(store).join(path.file_name().unwrap())).unwrap();
+        }
     }
     let host = FakeDriver::default();
     host.set(&instance("half", 1), Some(Presence::Remnant));
@@ -398,4 +400,38 @@ async fn one_data_directory_serves_one_agent() {
     lab.agent.stop().await;
     assert!(warren_node_agent::agent::DataDir::hold(lab.directory.path()).is_ok());
     drop(lab.scheduler);
+}
+
+#[tokio::test]
+async fn a_damaged_journal_ends_nothing_and_starts_no_epoch_again() {
+    let lab = Lab::new().await;
+    lab.peer.assign(1, &[running("runs", 1), running("ran", 1)]).await;
+    let mut peer = lab.peer;
+    peer.until_phase("runs", 1, Phase::Running).await;
+    peer.until_phase("ran", 1, Phase::Running).await;
+    lab.agent.stop().await;
+    std::fs::write(lab.directory.path().join("journal/store/conf"), [0xff; 64]).unwrap();
+    let host = FakeDriver::default();
+    host.set(&instance("runs", 1), Some(Presence::Running));
+    // Twice: the second agent is killed before anybody tells it what should run.
+    for _ in 0..2 {
+        let next = agent("n1", lab.directory.path(), &lab.scheduler.address, &host).await;
+        let mut peer = lab.scheduler.peer().await;
+        peer.until_phase("runs", 1, Phase::Running).await;
+        next.stop().await;
+    }
+    let next = agent("n1", lab.directory.path(), &lab.scheduler.address, &host).await;
+    let mut peer = lab.scheduler.peer().await;
+    peer.assign(1, &[running("runs", 1), running("ran", 1)]).await;
+    let failed = peer.until_phase("ran", 1, Phase::Failed).await;
+    assert_eq!(failed.reason.unwrap().code, "JOURNAL_LOST");
+    peer.until_phase("runs", 1, Phase::Running).await;
+    assert!(host.log().is_empty(), "{:?}", host.log());
+    next.stop().await;
+    let next = agent("n1", lab.directory.path(), &lab.scheduler.address, &host).await;
+    let mut peer = lab.scheduler.peer().await;
+    peer.assign(2, &[running("runs", 1), running("ran", 2), running("new", 1)]).await;
+    peer.until_phase("new", 1, Phase::Running).await;
+    peer.until_phase("ran", 2, Phase::Running).await;
+    next.stop().await;
 }

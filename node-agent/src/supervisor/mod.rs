@@ -29,7 +29,7 @@ use crate::clock::BootInstant;
 use crate::driver::{Driver, DriverError, InstanceKey, Presence};
 use crate::drivers::Drivers;
 use crate::fence::Fence;
-use crate::journal::{Entry, Journal, JournalError};
+use crate::journal::{Entry, Journal, JournalError, Opened};
 use crate::reconcile::{self, Action, Held, Instance, Phase};
 use crate::templates::fetch::Fetcher;
 use gate::Gate;
@@ -84,12 +84,13 @@ impl Supervisor {
     pub async fn adopt(
         drivers: Drivers,
         fetcher: Fetcher,
-        journal: Journal,
+        opened: Opened,
         changes: Changes,
         fence: Option<Fence>,
     ) -> Result<Self, SuperviseError> {
+        let Opened { journal, entries, forgot } = opened;
         let mut held: BTreeMap<SandboxName, Held> = BTreeMap::new();
-        for (sandbox, Entry { record, foreign }) in journal.load()? {
+        for (sandbox, Entry { record, foreign }) in entries {
             held.insert(sandbox, Held { record: Some(record), foreign, ..Held::default() });
         }
         for driver in drivers.all() {
@@ -100,13 +101,15 @@ impl Supervisor {
                 held.entry(key.sandbox).or_default().instances.insert(key.epoch, instance);
             }
         }
+        let mut learnt = Vec::new();
         for (sandbox, held) in &mut held {
             let before = held.record.clone();
             held.adopt();
             if let Some(record) = held.record.as_ref().filter(|record| before.as_ref() != Some(record)) {
-                journal.put(sandbox, &Entry { record: record.clone(), foreign: held.foreign })?;
+                learnt.push((sandbox.clone(), Entry { record: record.clone(), foreign: held.foreign }));
             }
         }
+        journal.put(learnt).await?;
         let inner = Inner {
             drivers,
             fetcher,
@@ -116,7 +119,7 @@ impl Supervisor {
             others: Semaphore::new(MAX_OTHERS),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            model: Mutex::new(Model { held, gate: Gate::new(fence), ..Model::default() }),
+            model: Mutex::new(Model { held, forgot, gate: Gate::new(fence), ..Model::default() }),
         };
         let supervisor = Self(Arc::new(inner));
         supervisor.take_up();
@@ -131,6 +134,7 @@ impl Supervisor {
         if outcome == Outcome::Applied {
             if whole {
                 model.gate.assigned(session);
+                self.remember(&mut model);
             }
             model.know_the_named();
             model.call_off_obsolete_starts();
@@ -161,9 +165,7 @@ impl Supervisor {
     /// one names it. Durable once this returns.
     pub async fn change_ledger(&self) -> Result<(), JournalError> {
         let entries = self.model().disown();
-        let journal = self.0.journal.clone();
-        let write = move || entries.iter().try_for_each(|(sandbox, entry)| journal.put(sandbox, entry));
-        tokio::task::spawn_blocking(write).await.expect("writing does not panic")
+        self.0.journal.put(entries).await
     }
 
     /// What the leader should know now.
@@ -197,6 +199,28 @@ impl Supervisor {
         if tokio::time::timeout(STOP_PATIENCE, self.0.tasks.wait()).await.is_err() {
             tracing::warn!("a driver did not finish in time; the next agent clears up what it was doing");
         }
+        let journal = self.0.journal.clone();
+        // It does not panic.
+        let _ = tokio::task::spawn_blocking(move || journal.close()).await;
+    }
+
+    /// After a journal that forgot: what a whole assignment names and nobody lists may have run here at that epoch.
+    fn remember(&self, model: &mut Model) {
+        if !std::mem::take(&mut model.forgot) {
+            return;
+        }
+        let doubtful = model.doubt_the_unknown();
+        let journal = self.0.journal.clone();
+        self.0.tasks.spawn(async move {
+            // Marked until it is on disk: the next agent doubts again.
+            let written = match journal.put(doubtful).await {
+                Ok(()) => tokio::task::spawn_blocking(move || journal.remembers()).await.expect("does not panic"),
+                Err(error) => Err(std::io::Error::other(error)),
+            };
+            if let Err(error) = written {
+                tracing::error!(%error, "the journal stays marked as one that forgot");
+            }
+        });
     }
 
     fn take_up(&self) {

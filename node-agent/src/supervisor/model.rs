@@ -7,10 +7,10 @@ use warren_proto::ids::{Epoch, SandboxName};
 
 use super::gate::Gate;
 use super::work::{Done, Job};
-use crate::assignment::{Assignment, Goal, Want};
+use crate::assignment::{Assignment, Desired, Goal, Want};
 use crate::driver::{InstanceKey, Presence};
 use crate::journal::Entry;
-use crate::reconcile::{self, Action, Held, Instance, Record};
+use crate::reconcile::{self, Action, Held, Instance, Reason, Record, Stage};
 
 /// What the node should hold, holds and does.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub(super) struct Model {
     /// Failures in a row of what a sandbox needs next.
     pub failures: BTreeMap<SandboxName, u32>,
     pub gate: Gate,
+    /// The journal may lack what it once held, and no whole assignment has come since.
+    pub forgot: bool,
 }
 
 impl Model {
@@ -58,6 +60,20 @@ impl Model {
             held.foreign = held.newest_epoch().or(held.foreign);
             let record = held.record.clone();
             entries.extend(record.map(|record| (name.clone(), Entry { record, foreign: held.foreign })));
+        }
+        entries
+    }
+
+    /// Writes off what should run and of which nothing is known; answers what the journal must say. What is here at an older
+    /// epoch is not doubted: a newer one would have replaced it.
+    pub fn doubt_the_unknown(&mut self) -> Vec<(SandboxName, Entry)> {
+        let mut entries = Vec::new();
+        for (name, goal) in self.assignment.goals() {
+            if goal.desired() == Desired::Running && !self.held.contains_key(name) {
+                let record = Record { epoch: goal.epoch, stage: Stage::Failed(Reason::journal_lost()) };
+                self.held.insert(name.clone(), Held { record: Some(record.clone()), ..Held::default() });
+                entries.push((name.clone(), Entry { record, foreign: None }));
+            }
         }
         entries
     }

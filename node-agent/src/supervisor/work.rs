@@ -120,34 +120,27 @@ impl Supervisor {
     }
 
     async fn forget(&self, sandbox: &SandboxName) -> Done {
-        let (journal, name) = (self.0.journal.clone(), sandbox.clone());
-        if !journal.is_on_disk() {
-            return Done::Carried;
-        }
-        let result = tokio::task::spawn_blocking(move || journal.forget(&name)).await;
-        match result.map_err(|error| error.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
-            Ok(()) => {}
-            // A record too many: the next agent forgets it.
-            Err(error) => tracing::error!(%sandbox, %error, "the journal cannot be written"),
+        // A record too many: the next agent forgets it.
+        if let Err(error) = self.0.journal.forget(sandbox).await {
+            tracing::error!(%sandbox, %error, "the journal cannot be written");
         }
         Done::Carried
     }
 
-    /// Writes what can be learnt again from the host if it is lost.
+    /// Writes what can be learnt again from the host if it is lost: nobody waits for the disk.
     pub(super) async fn journal_put(&self, sandbox: &SandboxName, record: &Record) {
-        if let Err(error) = self.journal_put_surely(sandbox, record).await {
+        if let Err(error) = self.0.journal.put_soon(sandbox, &self.entry(sandbox, record)).await {
             tracing::error!(%sandbox, %error, "the journal cannot be written");
         }
     }
 
     pub(super) async fn journal_put_surely(&self, sandbox: &SandboxName, record: &Record) -> Result<(), JournalError> {
+        self.0.journal.put(vec![(sandbox.clone(), self.entry(sandbox, record))]).await
+    }
+
+    fn entry(&self, sandbox: &SandboxName, record: &Record) -> Entry {
         let foreign = self.model().held.get(sandbox).and_then(|held| held.foreign);
-        let (journal, name, entry) =
-            (self.0.journal.clone(), sandbox.clone(), Entry { record: record.clone(), foreign });
-        if !journal.is_on_disk() {
-            return Ok(());
-        }
-        tokio::task::spawn_blocking(move || journal.put(&name, &entry)).await.expect("writing does not panic")
+        Entry { record: record.clone(), foreign }
     }
 }
 

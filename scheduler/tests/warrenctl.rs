@@ -7,6 +7,8 @@
 
 #[path = "warrenctl/agent.rs"]
 mod agent;
+#[path = "warrenctl/agent_processes.rs"]
+mod agent_processes;
 #[path = "warrenctl/broken.rs"]
 mod broken;
 #[path = "warrenctl/executing.rs"]
@@ -17,8 +19,12 @@ mod failing;
 mod fake;
 #[path = "warrenctl/importing.rs"]
 mod importing;
+#[path = "warrenctl/processes.rs"]
+mod processes;
 #[path = "warrenctl/run.rs"]
 mod run;
+#[path = "warrenctl/running.rs"]
+mod running;
 #[path = "warrenctl/scheduler.rs"]
 mod scheduler;
 #[path = "warrenctl/showing.rs"]

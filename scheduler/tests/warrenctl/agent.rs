@@ -15,7 +15,7 @@ use warren_proto::v1::*;
 
 use crate::fake::{Region, TOKEN, Upload, error};
 
-fn authorized<T>(request: &Request<T>) -> Result<(), Status> {
+pub fn authorized<T>(request: &Request<T>) -> Result<(), Status> {
     let expected = format!("Bearer {TOKEN}");
     match request.metadata().get("authorization") {
         Some(value) if value.as_bytes() == expected.as_bytes() => Ok(()),
@@ -45,7 +45,7 @@ impl SandboxDataService for Region {
 }
 
 /// What the programs of the fake do: `echo` gives back its input until that ends, and exits 7; `hang` waits for its input to
-/// end; `break` breaks the stream; any other says its name on both outputs and exits 0.
+/// end, `deaf` for ever, and both note signals, of which `hang` dies; `break` breaks the stream; any other says its name on both outputs and exits 0.
 async fn process(
     region: Region,
     command: Vec<String>,
@@ -54,7 +54,7 @@ async fn process(
 ) {
     let program = command.first().cloned().unwrap_or_default();
     let _gone = to.send(Ok(Down::Started(ExecStarted::default()))).await;
-    if !["echo", "hang", "break"].contains(&program.as_str()) {
+    if !["echo", "hang", "deaf", "break"].contains(&program.as_str()) {
         let _gone = to.send(Ok(Down::Stdout(format!("{program}: out\n").into_bytes()))).await;
         let _gone = to.send(Ok(Down::Stderr(format!("{program}: err\n").into_bytes()))).await;
         let _gone = to.send(Ok(Down::Exit(ExitStatus::default()))).await;
@@ -67,7 +67,15 @@ async fn process(
     while let Ok(Some(request)) = requests.message().await {
         match request.message {
             Some(Up::Stdin(bytes)) if program == "echo" => drop(to.send(Ok(Down::Stdout(bytes))).await),
-            Some(Up::CloseStdin(_)) => break,
+            Some(Up::CloseStdin(_)) if program != "deaf" => break,
+            Some(Up::Signal(signal)) => {
+                region.book().signals.push(signal);
+                region.changed.notify_waiters();
+                if program == "hang" {
+                    let killed = ExitStatus { code: 128 + signal, signal, ..Default::default() };
+                    return drop(to.send(Ok(Down::Exit(killed))).await);
+                }
+            }
             Some(Up::Resize(size)) => {
                 region.book().resizes.push(size);
                 region.changed.notify_waiters();

@@ -14,6 +14,7 @@ use warren_proto::error::ErrorBuilder;
 use warren_proto::v1::cluster_service_server::ClusterServiceServer;
 use warren_proto::v1::node_service_server::NodeServiceServer;
 use warren_proto::v1::sandbox_data_service_server::SandboxDataServiceServer;
+use warren_proto::v1::sandbox_process_service_server::SandboxProcessServiceServer;
 use warren_proto::v1::sandbox_service_server::SandboxServiceServer;
 use warren_proto::v1::template_data_service_server::TemplateDataServiceServer;
 use warren_proto::v1::template_service_server::TemplateServiceServer;
@@ -56,6 +57,14 @@ pub struct Book {
     pub uploads: Vec<Upload>,
     pub execs: Vec<ExecStart>,
     pub resizes: Vec<TerminalSize>,
+    /// Signals that processes were sent over their stream.
+    pub signals: Vec<i32>,
+    pub processes: Vec<Process>,
+    pub starts: Vec<StartProcessRequest>,
+    pub kills: Vec<SignalProcessRequest>,
+    pub attaches: Vec<AttachStart>,
+    /// What each next attachment is sent at once; then it echoes.
+    pub attachments: VecDeque<Vec<Result<attach_process_response::Message, Status>>>,
 }
 
 /// One upload, as it arrived.
@@ -125,6 +134,7 @@ impl Fake {
             .add_service(SandboxServiceServer::new(r()))
             .add_service(TemplateServiceServer::new(r()))
             .add_service(SandboxDataServiceServer::new(r()))
+            .add_service(SandboxProcessServiceServer::new(r()))
             .add_service(TemplateDataServiceServer::new(r()).max_decoding_message_size((1 << 20) + 1024))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(async move {

@@ -22,7 +22,7 @@ use crate::retry::{Backoff, is_transient};
 
 /// Longest that one attempt may take before another endpoint is tried: a little more than the longest that a healthy
 /// scheduler thinks about an answer (10 s, for a template's first holder).
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Largest answer: a page of 1,000 sandboxes with specifications of 16 KiB and tails of 4 KiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -29,14 +29,9 @@ const MAX_COUNT: i64 = 100_000;
 /// Most sandboxes that a timed-out wait names.
 const MAX_NAMED: usize = 10;
 
+/// What a sandbox is given and how it behaves.
 #[derive(Debug, Args)]
-pub struct CreateArgs {
-    /// Id of the sandbox, or the beginning of ids with --count [default: the server's choice]
-    #[arg(long)]
-    id: Option<String>,
-    /// Template to start from
-    #[arg(long, short)]
-    template: String,
+pub struct SpecArgs {
     /// vCPU, such as 0.25 [default: 0.25]
     #[arg(long, value_parser = names::cpu, default_value = "0", hide_default_value = true)]
     cpu: i64,
@@ -84,6 +79,18 @@ pub struct CreateArgs {
     /// Working directory [default: the template's]
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     workdir: String,
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Id of the sandbox, or the beginning of ids with --count [default: the server's choice]
+    #[arg(long)]
+    id: Option<String>,
+    /// Template to start from
+    #[arg(long, short)]
+    template: String,
+    #[command(flatten)]
+    spec: SpecArgs,
     /// UUIDv7 that makes a later run of this same command safe [default: a new one]
     #[arg(long, value_name = "UUID", conflicts_with = "count")]
     request_id: Option<String>,
@@ -102,13 +109,14 @@ pub struct CreateArgs {
     command: Vec<String>,
 }
 
-impl CreateArgs {
-    fn sandbox(&self) -> Result<Sandbox, Failure> {
+impl SpecArgs {
+    /// Of a template, with a main process; the template's own where `command` is empty.
+    pub fn sandbox(&self, template: &str, command: &[String]) -> Result<Sandbox, Failure> {
         let (ttl, deadline) = self.deadline.wire();
         let secrets = self.secret.iter().map(|text| settings::secret(text));
         Ok(Sandbox {
-            template: names::in_collection("templates", &self.template),
-            command: self.command.clone(),
+            template: names::in_collection("templates", template),
+            command: command.to_vec(),
             environment: self.env.iter().cloned().collect(),
             labels: self.label.iter().cloned().collect(),
             working_directory: self.workdir.clone(),
@@ -131,7 +139,9 @@ impl CreateArgs {
             ..Sandbox::default()
         })
     }
+}
 
+impl CreateArgs {
     fn ids(&self) -> Vec<String> {
         match (self.count, &self.id) {
             (None, id) => vec![id.clone().unwrap_or_default()],
@@ -141,7 +151,7 @@ impl CreateArgs {
     }
 
     fn requests(&self, parent: &str) -> Result<Vec<CreateSandboxRequest>, Failure> {
-        let sandbox = self.sandbox()?;
+        let sandbox = self.spec.sandbox(&self.template, &self.command)?;
         let request = |sandbox_id| CreateSandboxRequest {
             parent: parent.to_owned(),
             sandbox_id,
@@ -217,7 +227,7 @@ pub fn all_of(mut failures: Vec<Failure>, what: &str) -> Result<(), Failure> {
     }
 }
 
-async fn create_one(client: &Client, request: CreateSandboxRequest) -> Result<Sandbox, Failure> {
+pub async fn create_one(client: &Client, request: CreateSandboxRequest) -> Result<Sandbox, Failure> {
     let create = |c| {
         let request = within(request.clone());
         async move { sandboxes(c).create_sandbox(request).await }

@@ -82,7 +82,7 @@ fn common_parent(targets: &[String]) -> String {
     if targets.iter().all(|name| tenant(name) == first) { first } else { "tenants/-".to_owned() }
 }
 
-async fn delete_one(client: &Client, request: DeleteSandboxRequest) -> Result<Sandbox, Failure> {
+pub async fn delete_one(client: &Client, request: DeleteSandboxRequest) -> Result<Sandbox, Failure> {
     let delete = |c| {
         let request = within(request.clone());
         async move { sandboxes(c).delete_sandbox(request).await }

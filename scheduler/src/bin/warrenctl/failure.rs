@@ -26,6 +26,9 @@ pub enum Failure {
     GaveUp { endpoint: String, status: Box<Status> },
     #[error("cannot connect to {what}: {}", chain(.error))]
     Unreachable { what: String, error: tonic::transport::Error },
+    /// There is no such thing; a server was asked for a list that lacks it.
+    #[error("{0}")]
+    NotFound(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -81,6 +84,7 @@ impl Failure {
         match self {
             Self::Exec(_) => EXEC_FAILED,
             Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
             Self::TimedOut(_) | Self::Unreachable { .. } | Self::NoLeader(_) | Self::Unreached(_) => UNAVAILABLE,
             Self::Io { .. } | Self::Failed(_) => 1,
             Self::Several { code, .. } => *code,

@@ -2,7 +2,7 @@
 //!
 //! Data goes to stdout, talk to stderr. Exit codes: see [`failure::Failure::exit_code`].
 //!
-//! `status` `server` `region` `raft` `node` `tenant` `template` `sandbox` (with `create` `update` `delete` `watch` `exec`) `top`
+//! `status` `server` `region` `raft` `node` `tenant` `template` `sandbox` (with `create` `update` `delete` `watch`, and what is done in one: `inside`) `top`
 //! `doctor` `bundle` `contexts` are the commands. They make calls through
 //! `client` (endpoints, retries), ask replicas one by one through `replicas`, follow changes through `follow`, and write through
 //! `output`. They use the wire format alone, nothing of the scheduler; only `check FILE` reads a state as the scheduler does.
@@ -19,10 +19,9 @@ mod contexts;
 mod create;
 mod delete;
 mod doctor;
-mod exec;
 mod failure;
 mod follow;
-mod input;
+mod inside;
 mod json;
 mod names;
 mod node;
@@ -56,7 +55,7 @@ use output::{Format, Output};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict or precondition, 5 unavailable or timed out, 6 permission,
-7 resource exhausted. `sandbox exec` exits with the process's own code, 125 when Warren itself failed.";
+7 resource exhausted. `sandbox run`, `exec` and `attach` exit with the process's own code; 125 is Warren's own failure in `run` and `exec`.";
 
 /// Operates a Warren region
 #[derive(Debug, Parser)]

@@ -8,8 +8,8 @@ use warren_proto::v1::{EgressMode, GetSandboxRequest, ListSandboxesRequest, Sand
 use crate::client::{Client, PAGE_SIZE, sandboxes};
 use crate::create::{CreateArgs, create};
 use crate::delete::{DeleteArgs, delete};
-use crate::exec::{ExecArgs, exec};
 use crate::failure::Failure;
+use crate::inside::{self, AttachArgs, ExecArgs, KillArgs, PsArgs, RunArgs};
 use crate::names;
 use crate::output::{Output, Row};
 use crate::settings;
@@ -40,8 +40,16 @@ pub enum SandboxCommand {
     Wait(WaitArgs),
     /// Show what happens to sandboxes, as it happens
     Watch(WatchArgs),
+    /// Execute a command in a sandbox of its own, and exit as it did
+    Run(Box<RunArgs>),
     /// Execute a command in a sandbox, and exit as it did
     Exec(ExecArgs),
+    /// List the processes that were started in a sandbox
+    Ps(PsArgs),
+    /// Take up the streams of a process, and exit as it does
+    Attach(AttachArgs),
+    /// Send a signal to processes
+    Kill(KillArgs),
     /// Delete sandboxes
     Delete(DeleteArgs),
 }
@@ -59,7 +67,11 @@ pub async fn run(client: &Client, output: &Output, command: SandboxCommand) -> R
             output.one(&sandbox, || sandbox_details(&sandbox))?;
         }
         SandboxCommand::Watch(args) => watch(client, output, args).await?,
-        SandboxCommand::Exec(args) => return exec(client, args).await,
+        SandboxCommand::Run(args) => return inside::run(client, *args).await,
+        SandboxCommand::Exec(args) => return inside::exec(client, output, args).await,
+        SandboxCommand::Ps(args) => inside::ps(client, output, args).await?,
+        SandboxCommand::Attach(args) => return inside::attach(client, args).await,
+        SandboxCommand::Kill(args) => inside::kill(client, args).await?,
         SandboxCommand::Delete(args) => delete(client, output, args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -37,6 +37,9 @@ impl Drop for RawMode {
     }
 }
 
+/// Number of the signal that says that the terminal is gone.
+pub const HANGUP: u8 = 1;
+
 /// Signals that would end this program without a chance to tidy up.
 #[derive(Debug)]
 pub struct Endings {
@@ -59,7 +62,7 @@ impl Endings {
     /// The number of the first that comes.
     pub async fn next(&mut self) -> u8 {
         tokio::select! {
-            _ = self.hangup.recv() => 1,
+            _ = self.hangup.recv() => HANGUP,
             _ = self.interrupt.recv() => 2,
             _ = self.quit.recv() => 3,
             _ = self.terminate.recv() => 15,

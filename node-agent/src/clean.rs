@@ -9,8 +9,9 @@ use crate::agent::DataDir;
 use crate::config::Config;
 use crate::drivers;
 use crate::fence::keeper;
+use crate::storage::TEMPORARY_SUFFIX;
 
-/// What the agent itself keeps; drivers clear up after themselves.
+/// What the agent itself keeps, or was writing when it was killed; drivers clear up after themselves.
 const OWN: [&str; 4] = ["journal", "templates", "ledger", "incarnation"];
 
 /// Removes sandboxes first: while one is left, the journal must still know it.
@@ -28,7 +29,8 @@ pub async fn clean(config: &Config, data_dir: DataDir) -> anyhow::Result<()> {
     if let Some(oci) = &built.oci {
         oci.clean().await.context("clean driver oci")?;
     }
-    for name in OWN {
+    let torn = |name: &&str| format!("{name}{TEMPORARY_SUFFIX}");
+    for name in OWN.iter().map(ToString::to_string).chain(OWN.iter().map(torn)) {
         let path = data_dir.path.join(name);
         let result = match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),

@@ -13,6 +13,7 @@ pub mod reconcile;
 pub mod supervisor;
 pub mod templates;
 
+pub mod failpoint;
 pub mod fence;
 pub mod session;
 

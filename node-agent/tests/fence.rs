@@ -8,175 +8,18 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use support::scheduler::Manner;
+use support::lab::{Lab, eventually, shell};
 use support::*;
-use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use warren_node_agent::clock::BootInstant;
-use warren_proto::client::{ClientTls, channel};
-use warren_proto::token;
 use warren_proto::v1::sandbox_observation::Phase;
-use warren_proto::v1::template_data_service_client::TemplateDataServiceClient;
-use warren_proto::v1::token_claims::Scope;
 use warren_proto::v1::*;
 
 /// Several of them pass in a test; a renewal that is late on a busy host is still in time.
 const LEASE_MS: i64 = 3000;
-
-/// A scheduler, a data directory, and the agent's process on it. Whatever happens nothing is left of it.
-struct Lab {
-    scheduler: Scheduler,
-    directory: tempfile::TempDir,
-    driver: &'static str,
-    node: String,
-    agent: Option<Child>,
-    template: Vec<u8>,
-}
-
-impl Lab {
-    async fn new(driver: &'static str, template: Vec<u8>) -> Self {
-        let scheduler = Scheduler::start(Manner { lease_ms: LEASE_MS, ..Manner::default() }).await;
-        let node = format!("fence-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        Self { scheduler, directory: tempfile::tempdir().unwrap(), driver, node, agent: None, template }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let data_dir = self.directory.path().to_str().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_warren-node-agent"));
-        command.args(arguments).args(["--node-id", &self.node, "--data-dir", data_dir, "--drivers", self.driver]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stdin(Stdio::null());
-        command
-    }
-
-    /// Starts an agent; answers its first session.
-    async fn start(&mut self, more: &[&str]) -> Peer {
-        let listen =
-            ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--schedulers", &self.scheduler.address];
-        let mut command = self.command(&listen);
-        command.args(more).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        self.agent = Some(command.spawn().unwrap());
-        self.scheduler.peer().await
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = self.agent.as_ref().unwrap().id().unwrap();
-        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
-    }
-
-    async fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
-        self.agent.take().unwrap().wait().await.unwrap();
-    }
-
-    async fn upload(&self, peer: &mut Peer) {
-        peer.assign(1, &[]).await;
-        peer.until("generation 1", |peer| peer.generation == 1).await;
-        let digest = digest(&self.template).to_string();
-        let claims = TokenClaims { template_digest: digest.clone(), ..claims(Scope::TemplateUpload) };
-        let header = UploadTemplateHeader { digest, size_bytes: self.template.len() as i64 };
-        let chunks = self.template.chunks(1 << 20).map(|chunk| upload_template_request::Message::Chunk(chunk.to_vec()));
-        let messages: Vec<_> = std::iter::once(upload_template_request::Message::Header(header))
-            .chain(chunks)
-            .map(|message| UploadTemplateRequest { message: Some(message) })
-            .collect();
-        let channel = channel(&peer.hello.data_plane_address, &ClientTls::default()).unwrap();
-        let request = bearer(tokio_stream::iter(messages), &token::sign(&claims, &key()));
-        TemplateDataServiceClient::new(channel).upload_template(request).await.unwrap();
-    }
-
-    /// A sandbox that counts, in the size of a file.
-    fn counting(&self, id: &str, on_isolation: OnIsolation) -> AssignedSandbox {
-        let mut sandbox = running(id, 1);
-        sandbox.set_on_isolation(on_isolation);
-        sandbox.command = ["/bin/sh", "-c", "while :; do echo >> /var/n; done"].map(str::to_owned).to_vec();
-        sandbox.template = Some(AssignedTemplate {
-            digest: digest(&self.template).to_string(),
-            size_bytes: self.template.len() as i64,
-            ..AssignedTemplate::default()
-        });
-        sandbox
-    }
-
-    fn count(&self, id: &str) -> u64 {
-        fs::metadata(self.counted(id)).map_or(0, |metadata| metadata.len())
-    }
-
-    /// The file that `id` writes to, as its main process sees it.
-    fn counted(&self, id: &str) -> PathBuf {
-        let started = self.directory.path().join(format!("oci/instances/t.{id}.1/started"));
-        let pid = fs::read_to_string(started).unwrap_or_default();
-        Path::new("/proc").join(pid.trim()).join("root/var/n")
-    }
-
-    /// Waits until `id` counted on.
-    async fn goes_on(&self, id: &str) {
-        let before = self.count(id);
-        eventually(&format!("{id} goes on"), || self.count(id) > before + 20).await;
-    }
-
-    /// Waits until the kernel says that the fenced group is frozen.
-    async fn is_frozen(&self) {
-        let group = format!("warren/{}/fenced", self.node);
-        let says = |path: PathBuf, text: &str| fs::read_to_string(path).is_ok_and(|state| state.contains(text));
-        let frozen = || {
-            says(Path::new("/sys/fs/cgroup/freezer").join(&group).join("freezer.state"), "FROZEN")
-                || says(Path::new("/sys/fs/cgroup").join(&group).join("cgroup.events"), "frozen 1")
-        };
-        eventually("the group is frozen", frozen).await;
-    }
-
-    /// Processes whose command line names this lab's data directory, by their program's name.
-    fn processes(&self, program: &str) -> Vec<Pid> {
-        let data = self.directory.path().to_str().unwrap();
-        let line = |entry: &fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let ours = |entry: &fs::DirEntry| {
-            let line = String::from_utf8_lossy(&line(entry)).into_owned();
-            line.contains(data) && line.split('\0').next().is_some_and(|name| name.ends_with(program))
-        };
-        let entries = fs::read_dir("/proc").unwrap().flatten().filter(ours);
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect()
-    }
-
-    fn fence(&self) -> Pid {
-        let all = self.processes("warren-fence");
-        assert_eq!(all.len(), 1, "one fence");
-        all[0]
-    }
-
-    async fn clean(&mut self) {
-        if self.agent.is_some() {
-            self.kill().await;
-        }
-        let output = self.command(&["clean"]).output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(self.processes("warren-fence").is_empty(), "the fence is left");
-        let left: Vec<_> = fs::read_dir(self.directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["lock"]);
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        drop(self.agent.take());
-        let _ = self.command(&["clean"]).as_std_mut().output();
-    }
-}
-
-/// Waits until it is so.
-async fn eventually(what: &str, so: impl Fn() -> bool) {
-    let wait = async {
-        while !so() {
-            look_again().await;
-        }
-    };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
-}
 
 /// Waits until three leases are over.
 async fn three_leases() {
@@ -186,31 +29,10 @@ async fn three_leases() {
     }
 }
 
-/// A root file system with a shell; `None`, said aloud, where the host has not what it takes.
-fn shell() -> Option<Vec<u8>> {
-    let busybox = Path::new("/bin/busybox");
-    let runc = std::process::Command::new("runc").arg("--version").output().is_ok();
-    if !rustix::process::geteuid().is_root() || !busybox.exists() || !runc {
-        eprintln!("SKIPPED: needs root, /bin/busybox (busybox-static) and runc");
-        return None;
-    }
-    let root = tempfile::tempdir().unwrap();
-    for dir in ["bin", "var", "proc", "sys", "dev", "tmp"] {
-        fs::create_dir(root.path().join(dir)).unwrap();
-    }
-    fs::copy(busybox, root.path().join("bin/busybox")).unwrap();
-    fs::set_permissions(root.path().join("bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
-    std::os::unix::fs::symlink("busybox", root.path().join("bin/sh")).unwrap();
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.follow_symlinks(false);
-    tar.append_dir_all("", root.path()).unwrap();
-    Some(tar.into_inner().unwrap())
-}
-
 #[tokio::test]
 async fn a_stopped_agent_s_freeze_sandbox_stands_still_until_contact_and_its_keep_sandbox_goes_on() {
     let Some(template) = shell() else { return };
-    let mut lab = Lab::new("oci", template).await;
+    let mut lab = Lab::new("oci", template, LEASE_MS).await;
     let mut peer = lab.start(&["--runtime", "runc"]).await;
     assert!(peer.hello.fence);
     lab.upload(&mut peer).await;
@@ -242,7 +64,7 @@ async fn a_stopped_agent_s_freeze_sandbox_stands_still_until_contact_and_its_kee
 #[tokio::test]
 async fn a_killed_agent_s_freeze_sandbox_stands_still_and_goes_on_or_goes_as_the_ledger_says() {
     let Some(template) = shell() else { return };
-    let mut lab = Lab::new("oci", template).await;
+    let mut lab = Lab::new("oci", template, LEASE_MS).await;
     let mut peer = lab.start(&["--runtime", "runc"]).await;
     lab.upload(&mut peer).await;
     let [stays, moves, keep] = [
@@ -302,7 +124,7 @@ fn is_frozen(lab: &Lab) -> bool {
 
 #[tokio::test]
 async fn simulated_sandboxes_freeze_and_thaw_by_the_same_rules() {
-    let mut lab = Lab::new("sim", rootfs()).await;
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
     let mut peer = lab.start(&[]).await;
     assert!(peer.hello.fence);
     lab.upload(&mut peer).await;
@@ -343,7 +165,7 @@ async fn simulated_sandboxes_freeze_and_thaw_by_the_same_rules() {
 
 #[tokio::test]
 async fn a_fence_that_dies_is_replaced_and_clean_ends_it() {
-    let mut lab = Lab::new("sim", rootfs()).await;
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
     let peer = lab.start(&[]).await;
     peer.assign(1, &[]).await;
     eventually("it is thawed", || !is_frozen(&lab)).await;
@@ -358,7 +180,7 @@ async fn a_fence_that_dies_is_replaced_and_clean_ends_it() {
 
 #[tokio::test]
 async fn without_a_fence_the_agent_says_so_and_does_what_it_can() {
-    let mut lab = Lab::new("sim", rootfs()).await;
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
     let peer = lab.start(&["--fence", "none"]).await;
     assert!(!peer.hello.fence);
     peer.assign(1, &[]).await;
@@ -372,11 +194,95 @@ async fn without_a_fence_the_agent_says_so_and_does_what_it_can() {
 /// Its directory is gone, so nobody will ever come back for it.
 #[tokio::test]
 async fn a_forsaken_fence_ends() {
-    let mut lab = Lab::new("sim", rootfs()).await;
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
     let peer = lab.start(&[]).await;
     peer.assign(1, &[]).await;
     eventually("it is thawed", || !is_frozen(&lab)).await;
     lab.kill().await;
     fs::remove_dir_all(lab.directory.path().join("fence")).unwrap();
     eventually("the fence ended", || lab.processes("warren-fence").is_empty()).await;
+}
+
+/// What the host allows of memory lock, real-time scheduling and exemption stands in `status.json` and is true of the process.
+#[tokio::test]
+async fn the_fence_is_protected_as_it_says() {
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
+    let _peer = lab.start(&[]).await;
+    let process = Path::new("/proc").join(lab.fence().to_string());
+    let status = fs::read_to_string(lab.directory.path().join("fence/status.json")).unwrap();
+    let lacks = |what: &str| {
+        let lacks = status.contains(what);
+        if lacks {
+            eprintln!("skipped: this host gives no {what}: {status}");
+        }
+        lacks
+    };
+    let said = |file: &str| fs::read_to_string(process.join(file)).unwrap();
+    if !lacks("exempt from the out-of-memory killer") {
+        assert_eq!(said("oom_score_adj").trim(), "-1000");
+    }
+    if !lacks("locked memory") {
+        let text = said("status");
+        let kib = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
+        };
+        assert!(kib("VmLck:") > 0 && kib("VmSwap:") == 0, "{text}");
+    }
+    if !lacks("real-time scheduling") {
+        // proc_pid_stat(5): after the name, `policy` is the 39th field; 1 is SCHED_FIFO, 2 SCHED_RR.
+        let text = said("stat");
+        let policy = text.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap().to_owned();
+        assert!(["1", "2"].contains(&policy.as_str()), "{text}");
+    }
+    lab.clean().await;
+}
+
+/// A service manager ends a service by killing its whole control group.
+#[tokio::test]
+async fn the_fence_outlives_its_agent_s_control_group_and_an_upgrade_replaces_it() {
+    let root = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+    let Some(root) = root.into_iter().find(|root| root.join("cgroup.procs").exists()) else {
+        eprintln!("skipped: no control groups");
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let mut lab = Lab::new("sim", rootfs(), LEASE_MS).await;
+    let group = root.join(format!("warren-{}", lab.node));
+    fs::create_dir(&group).unwrap();
+    let procs = group.join("cgroup.procs");
+    let enter = format!("echo $$ > {} && exec \"$@\"", procs.display());
+    lab.launcher = ["/bin/sh", "-c", &enter, "sh"].map(str::to_owned).to_vec();
+    let peer = lab.start(&[]).await;
+    peer.assign(1, &[]).await;
+    eventually("it is thawed", || !is_frozen(&lab)).await;
+    let fence = lab.fence();
+    let members = || fs::read_to_string(&procs).unwrap();
+    assert!(!members().is_empty(), "the agent is not in its group");
+    for pid in members().lines() {
+        kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    lab.agent.take().unwrap().wait().await.unwrap();
+    eventually("the group is empty", || members().is_empty()).await;
+    fs::remove_dir(&group).unwrap();
+    assert_eq!(lab.fence(), fence, "the fence went with its agent's group");
+    eventually("it is frozen", || is_frozen(&lab)).await;
+
+    // Another build's files: the sandboxes are guarded by the new fence once the new agent serves.
+    lab.launcher.clear();
+    let build = tempfile::tempdir().unwrap();
+    for name in ["warren-node-agent", "warren-fence"] {
+        let from = Path::new(env!("CARGO_BIN_EXE_warren-node-agent")).with_file_name(name);
+        fs::copy(from, build.path().join(name)).unwrap();
+    }
+    lab.program = build.path().join("warren-node-agent");
+    let peer = lab.start(&[]).await;
+    assert!(peer.hello.fence);
+    assert_ne!(lab.fence(), fence, "the old build's fence stayed");
+    peer.assign(1, &[]).await;
+    eventually("it is thawed", || !is_frozen(&lab)).await;
+    lab.clean().await;
 }

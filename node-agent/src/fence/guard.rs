@@ -26,6 +26,7 @@ use super::channel::Channel;
 use super::switch::Switch;
 use super::{ALIVE, CHANNEL, END, LOCK, STATUS, WAKE};
 use crate::clock::BootInstant;
+use crate::driver::oci::cgroup::Cgroups;
 use crate::driver::oci::lifeline;
 use crate::sys;
 
@@ -188,10 +189,21 @@ fn protect() -> Vec<String> {
             lacking.push(format!("{what}: {error}"));
         }
     };
+    take("a life outside the agent's control group", leave_groups());
     take("exempt from the out-of-memory killer", write_own("oom_score_adj", OOM_EXEMPT));
     take("real-time scheduling", sys::schedule_realtime(PRIORITY));
     take("locked memory", mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).map_err(Into::into));
     lacking
+}
+
+/// Moves to the root group of each hierarchy where it is in another: a service manager kills a service's whole group, and the
+/// fence must not run short of what the agent's group may use.
+fn leave_groups() -> io::Result<()> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    if own.lines().all(|line| line.ends_with(":/")) {
+        return Ok(());
+    }
+    Cgroups::discover()?.move_to_root(std::process::id())
 }
 
 fn write_own(file: &str, text: &str) -> io::Result<()> {

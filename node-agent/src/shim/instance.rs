@@ -12,6 +12,7 @@ use super::{Report, Shim, failed, report};
 use crate::driver::oci::record::{ExitRecord, Record};
 use crate::driver::oci::rootfs::mount_rootfs;
 use crate::driver::oci::{cgroup, layout, lifeline};
+use crate::failpoint;
 use crate::sys;
 
 /// How much of a main process's output is kept: what `Ended` promises.
@@ -20,6 +21,7 @@ const OUTPUT_TAIL: usize = 4096;
 const READ_SIZE: usize = 16 << 10;
 
 pub fn run(mut shim: Shim) -> io::Result<()> {
+    failpoint::pass("shim.entered");
     let (output, main) = match start_instance(&shim.record) {
         Ok(started) => started,
         Err(failure) => {
@@ -29,6 +31,7 @@ pub fn run(mut shim: Shim) -> io::Result<()> {
         }
     };
     report(&mut shim.agent, &Report::Started);
+    failpoint::pass("shim.answered");
     drop(shim.agent);
     sys::drop_stdio()?;
     let tail = drain(output.main)?;
@@ -50,7 +53,9 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     if !Path::new(layout::RECORD).exists() {
         return Err(failed("start", &io::ErrorKind::NotFound.into()));
     }
+    failpoint::pass("shim.held");
     mount_rootfs(record).map_err(|e| failed(e.what, &e.source))?;
+    failpoint::pass("shim.mounted");
     let (main, writer) = io::pipe().map_err(step("make a pipe"))?;
     let mut command = runtime(record, "runtime.log");
     command.args(["run", "--detach", "--bundle", ".", "--pid-file", "main.pid", &record.container_id]);
@@ -70,8 +75,10 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
         }
         Err(e) => return Err(failure(format!("run `{}`", record.runtime), e.to_string())),
     }
+    failpoint::pass("shim.ran");
     let pid = read_pid("main.pid").map_err(step("read the main process's pid"))?;
     fs::write(layout::STARTED, pid.to_string()).map_err(step("write down the main process's pid"))?;
+    failpoint::pass("shim.noted");
     Ok((Held { main, alive }, pid))
 }
 

@@ -14,6 +14,7 @@ use super::work::{Done, timed};
 use crate::assignment::{OnIsolation, StartSpec};
 use crate::clock::BootInstant;
 use crate::driver::{Driver, DriverError, InstanceKey, InstanceSpec};
+use crate::failpoint;
 use crate::metrics::START_SECONDS;
 use crate::reconcile::{Reason, Record, Stage};
 
@@ -44,8 +45,10 @@ impl Supervisor {
             Ok((driver, fenced)) => {
                 histogram!(START_SECONDS).record(BootInstant::now().since(begun).as_secs_f64());
                 tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, driver, "started");
+                failpoint::pass("start.started");
                 let record = Record { epoch: key.epoch, stage: Stage::Started };
                 self.journal_put(&key.sandbox, &record).await;
+                failpoint::pass("start.noted");
                 Done::Started { driver: driver.to_owned(), record, fenced }
             }
             Err(reason) => {
@@ -82,6 +85,7 @@ impl Supervisor {
         let intent = Record { epoch: key.epoch, stage: Stage::Starting };
         let written = self.journal_put_surely(&key.sandbox, &intent).await;
         written.map_err(|error| Reason::new("JOURNAL_FAILED", error.to_string()))?;
+        failpoint::pass("start.intended");
         let fenced = spec.on_isolation == OnIsolation::Freeze && to.driver.switch().is_some();
         let spec = InstanceSpec {
             key: key.clone(),

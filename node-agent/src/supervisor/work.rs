@@ -10,6 +10,7 @@ use super::Supervisor;
 use crate::assignment::StartSpec;
 use crate::clock::BootInstant;
 use crate::driver::{DriverError, InstanceKey};
+use crate::failpoint;
 use crate::journal::{Entry, JournalError};
 use crate::metrics::{DRIVER_ERRORS, DRIVER_SECONDS};
 use crate::reconcile::{Action, Record};
@@ -108,6 +109,7 @@ impl Supervisor {
                 if let Some(record) = &record {
                     self.journal_put(&key.sandbox, record).await;
                 }
+                failpoint::pass("remove.noted");
                 tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, "removed");
                 Ok(Done::Removed { record })
             }

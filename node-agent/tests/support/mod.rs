@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod driver;
+pub mod lab;
 pub mod scheduler;
 
 use std::path::Path;

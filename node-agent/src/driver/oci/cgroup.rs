@@ -123,6 +123,11 @@ impl Cgroups {
         }
     }
 
+    /// Moves a process to the root of every hierarchy.
+    pub fn move_to_root(&self, pid: u32) -> io::Result<()> {
+        self.hierarchies.iter().try_for_each(|h| fs::write(h.mount.join("cgroup.procs"), pid.to_string()))
+    }
+
     /// Removes the group everywhere. Fails with `EBUSY` while something is in it; not being there is success.
     pub fn remove(&self, group: &str) -> io::Result<()> {
         self.directories(group).try_for_each(|dir| remove_tree(&dir, MAX_DEPTH))

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 
+use crate::failpoint;
 use crate::shim::Report;
 use crate::sys;
 
@@ -71,6 +72,7 @@ pub fn launch(exe: &Path, command: &Arguments<'_>, stdio: Stdios) -> io::Result<
         }
     };
     line.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
+    line.envs(failpoint::inherited());
     line.stdin(stdio.0).stdout(stdio.1).stderr(stdio.2).current_dir("/");
     // Dropping the command closes our copy of the shim's end: else we would never see that it let go.
     let child = Command::from(line).spawn()?;

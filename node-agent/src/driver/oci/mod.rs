@@ -44,6 +44,7 @@ use self::layout::Layout;
 use self::record::{Decided, ExitRecord, Record};
 use self::runtime::Runtime;
 use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
+use crate::failpoint;
 use crate::fence::Switch;
 use crate::gpu::{Gpus, cdi};
 use crate::shim::Report;
@@ -205,10 +206,13 @@ impl OciDriver {
         let (spec, devices) = self.with_devices(spec).await?;
         let spec = &spec;
         self.prepare_instance(spec, first_id, &devices).map_err(io_error("write the instance's files"))?;
+        failpoint::pass("start.prepared");
         let _slot = self.runtime.slot().await;
         let arguments = Arguments::Run { directory: &directory };
         let mut shim = launch::launch(&self.shim_exe, &arguments, Stdios::none()).map_err(io_error("start a shim"))?;
+        failpoint::pass("start.launched");
         let first = shim.reports.first().await;
+        failpoint::pass("start.answered");
         launch::reap(shim.child);
         match first {
             Ok(Report::Started) => Ok(()),
@@ -288,6 +292,7 @@ impl Driver for OciDriver {
     async fn start(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         // Making the directory claims the name: what is there already is not touched.
         fs::create_dir(self.layout.instance(&spec.key)).map_err(io_error("make the instance's directory"))?;
+        failpoint::pass("start.claimed");
         let started = self.launch(spec).await;
         if started.is_err()
             && let Err(error) = self.remove(&spec.key).await

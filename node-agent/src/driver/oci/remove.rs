@@ -16,6 +16,7 @@ use super::cgroup::Cgroups;
 use super::record::Record;
 use super::{OciDriver, blocking, disk, host, io_error, layout, lifeline};
 use crate::driver::{DriverError, InstanceKey};
+use crate::failpoint;
 
 /// How long shims may take to end by themselves after the processes were killed. A process in the middle of disk IO, or of
 /// freeing much memory, takes a while to die.
@@ -40,16 +41,21 @@ pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), 
     let program = Record::read(&directory).map_or_else(|_| driver.runtime().program().to_owned(), |r| r.runtime);
     let cgroups = discover()?;
     forget(&directory).map_err(io_error("remove the record"))?;
+    failpoint::pass("remove.unrecorded");
     end_shims(&cgroups, &directory, &groups).await.map_err(io_error("end the shims"))?;
     retry(|| nothing_left_in(&cgroups, &groups)).await.map_err(io_error("end every process"))?;
+    failpoint::pass("remove.killed");
     delete_state(driver, &program, &id).await?;
+    failpoint::pass("remove.deleted");
     retry(|| empty_and_remove(&cgroups, &groups)).await.map_err(io_error("remove the control groups"))?;
+    failpoint::pass("remove.ungrouped");
     let image = directory.join(layout::IMAGE);
     if retry_times(DISK_ATTEMPTS, || is_let_go(&image)).await.is_err() {
         // Somebody outside has a file of it open. Its space is free again when that is closed.
         tracing::warn!(instance = ?key, "the disk is still in use while its instance is removed");
     }
     blocking("remove the directory", move || host::remove_tree(&directory)).await?;
+    failpoint::pass("remove.removed");
     driver.ids().give_back(&id);
     Ok(())
 }

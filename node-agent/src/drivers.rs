@@ -33,6 +33,18 @@ impl Drivers {
         self.by_name.get(name.unwrap_or(self.default)).cloned()
     }
 
+    /// What an assignment asks for: a driver, or `<driver>/<runtime>`; `None`: the default.
+    pub fn choose(&self, name: Option<&str>) -> Option<(Arc<dyn Driver>, Option<String>)> {
+        match name.and_then(|name| name.split_once('/')) {
+            None => Some((self.get(name)?, None)),
+            Some((driver, runtime)) => {
+                let driver = self.get(Some(driver))?;
+                let offered = driver.runtimes().iter().any(|offered| offered == runtime);
+                offered.then(|| (driver, Some(runtime.to_owned())))
+            }
+        }
+    }
+
     pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Driver>> {
         self.by_name.values()
     }
@@ -42,10 +54,16 @@ impl Drivers {
         self.all().map(|driver| driver.switch()).collect()
     }
 
-    /// The default first.
+    /// All that [`Drivers::choose`] takes, the default first: each driver, then the same with each of its runtimes.
     pub fn names(&self) -> Vec<String> {
         let others = self.by_name.keys().filter(|name| **name != self.default);
-        std::iter::once(&self.default).chain(others).map(ToString::to_string).collect()
+        let all = std::iter::once(&self.default).chain(others);
+        let with_runtimes = |name: &&'static str| {
+            let runtimes = self.by_name[*name].runtimes();
+            let qualified = runtimes.iter().map(|runtime| format!("{name}/{runtime}")).collect::<Vec<_>>();
+            std::iter::once((*name).to_owned()).chain(qualified).collect::<Vec<_>>()
+        };
+        all.flat_map(with_runtimes).collect()
     }
 }
 

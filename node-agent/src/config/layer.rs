@@ -87,7 +87,7 @@ pub struct Layer {
     #[arg(long, env = "WARREN_DRIVERS", global = true)]
     #[serde(deserialize_with = "text")]
     pub drivers: Option<String>,
-    /// OCI runtime command of driver oci [default: runc]
+    /// OCI runtimes of driver oci, the default first: crun, runc, runsc (gVisor), kata-runtime, or paths [default: runc]
     #[arg(long, env = "WARREN_RUNTIME", global = true)]
     #[serde(deserialize_with = "text")]
     pub runtime: Option<String>,

@@ -29,6 +29,8 @@ pub struct InstanceKey {
 pub struct InstanceSpec {
     pub key: InstanceKey,
     pub resources: Resources,
+    /// Which of the driver's runtimes; `None`: its first.
+    pub runtime: Option<String>,
     /// Most processes and threads.
     pub pids: u64,
     /// Directory with the template's unpacked root file system, owned by root, shared and never written.
@@ -152,6 +154,12 @@ pub enum DriverError {
 pub trait Driver: Send + Sync {
     /// As in configuration and assignments: `oci`, `sim`.
     fn name(&self) -> &'static str;
+
+    /// Runtimes to choose from, the default first, as [`InstanceSpec::runtime`] names them. An assignment asks for one as
+    /// `<driver>/<runtime>`.
+    fn runtimes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Starts an instance and returns once its main process runs. After an error nothing of it is left.
     async fn start(&self, spec: &InstanceSpec) -> Result<(), DriverError>;

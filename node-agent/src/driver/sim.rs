@@ -163,6 +163,7 @@ mod tests {
             environment: Vec::new(),
             working_directory: "/".into(),
             fenced: false,
+            runtime: None,
         }
     }
 

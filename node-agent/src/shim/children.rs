@@ -18,7 +18,7 @@ const MAX_REAP_ROUNDS: u32 = 64;
 /// The runtime's command line up to the global options. It dies with the shim.
 pub fn runtime(record: &Record, log: &str) -> Command {
     let mut command = Command::new(&record.runtime);
-    command.arg("--root").arg(&record.runtime_root).args(["--log", log]);
+    command.arg("--root").arg(&record.runtime_root).args(["--log", log]).args(record.kind.arguments());
     sys::die_with_starter(&mut command);
     command
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::children::{complaint, kill_children, read_pid, runtime, wait_for};
-use super::{Report, Shim, failed, report};
+use super::{Report, Shim, failed, inner, report};
 use crate::driver::Exit;
 use crate::driver::oci::record::Record;
 use crate::driver::oci::{cgroup, layout};
@@ -37,11 +37,16 @@ pub fn run(mut shim: Shim, id: &str, console: Option<&str>) -> io::Result<()> {
         }
     };
     sys::drop_stdio()?;
-    Steering::begin(&steering, pidfd);
+    let inside = shim.record.kind.hides_processes().then(|| (shim.record.clone(), id.to_owned()));
+    Steering::begin(&steering, Target { process: pidfd, inside });
     report(&mut shim.agent, &Report::Started);
-    let Exit { code, signal, .. } = wait_for(pid)?;
-    let oom_killed = code != 0 && cgroup::oom_kills(&shim.record.oom_file) > killed_before;
+    let seen = wait_for(pid)?;
+    let oom_killed = cgroup::oom_kills(&shim.record.oom_file) > killed_before;
+    let Exit { code, signal, oom_killed } = shim.record.kind.exit(seen, oom_killed);
     report(&mut shim.agent, &Report::Exited { code, signal, oom_killed });
+    for kind in ["inner", "log"] {
+        let _ = fs::remove_file(exec_file(id, kind));
+    }
     Ok(())
 }
 
@@ -54,7 +59,10 @@ fn start_execution(record: &Record, id: &str, console: Option<&str>) -> Result<(
     let mut command = runtime(record, &log);
     command.args(["exec", "--detach", "--process", &exec_file(id, "json"), "--pid-file", &exec_file(id, "pid")]);
     if let Some(socket) = console {
-        command.args(["--tty", "--console-socket", socket]);
+        command.args(["--console-socket", socket]);
+    }
+    if record.kind.hides_processes() {
+        command.args(["--internal-pid-file", &exec_file(id, "inner")]);
     }
     command.arg(&record.container_id);
     match command.status() {
@@ -71,28 +79,47 @@ fn start_execution(record: &Record, id: &str, console: Option<&str>) -> Result<(
     Ok((pid, pidfd))
 }
 
+/// A process that runs.
+struct Target {
+    process: OwnedFd,
+    /// What its number inside is found with, where the host does not see it.
+    inside: Option<(Record, String)>,
+}
+
+impl Target {
+    fn signal(&self, signal: i32) {
+        if let Some((record, id)) = &self.inside
+            && (inner::signal(record, &exec_file(id, "inner"), &exec_file(id, "log"), signal)
+                || signal != libc::SIGKILL)
+        {
+            return;
+        }
+        // It may have ended.
+        let _ = sys::signal_process(self.process.as_fd(), signal);
+    }
+}
+
 /// How far an execution is, for the thread that listens to the agent.
 enum Steering {
     Starting,
     /// The agent let go before there was anything to kill.
     LetGo,
-    Running(OwnedFd),
+    Running(Box<Target>),
 }
 
 impl Steering {
-    fn begin(this: &Mutex<Self>, pidfd: OwnedFd) {
+    fn begin(this: &Mutex<Self>, target: Target) {
         let mut state = this.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, Self::LetGo) {
-            let _ = sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
+            target.signal(libc::SIGKILL);
         }
-        *state = Self::Running(pidfd);
+        *state = Self::Running(Box::new(target));
     }
 
     fn pass_on(this: &Mutex<Self>, signal: i32) {
         let mut state = this.lock().unwrap_or_else(PoisonError::into_inner);
         match &*state {
-            // It may have ended.
-            Self::Running(pidfd) => drop(sys::signal_process(pidfd.as_fd(), signal)),
+            Self::Running(target) => target.signal(signal),
             Self::Starting if signal == libc::SIGKILL => *state = Self::LetGo,
             // The agent knows of no process yet that it could mean.
             Self::Starting | Self::LetGo => {}

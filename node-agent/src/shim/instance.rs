@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use super::children::{complaint, kill_children, read_available, read_pid, runtime, wait_for};
 use super::{Report, Shim, failed, report};
 use crate::driver::oci::record::{ExitRecord, Record};
-use crate::driver::oci::rootfs::mount_rootfs;
+use crate::driver::oci::rootfs::{self, mount_rootfs};
 use crate::driver::oci::{cgroup, layout, lifeline};
 use crate::failpoint;
 use crate::sys;
@@ -35,8 +35,8 @@ pub fn run(mut shim: Shim) -> io::Result<()> {
     drop(shim.agent);
     sys::drop_stdio()?;
     let tail = drain(output.main)?;
-    let mut exit = wait_for(main)?;
-    exit.oom_killed = exit.code != 0 && cgroup::oom_kills(&shim.record.oom_file) > 0;
+    let seen = wait_for(main)?;
+    let exit = shim.record.kind.exit(seen, cgroup::oom_kills(&shim.record.oom_file) > 0);
     ExitRecord::new(exit, tail).write(Path::new("."))?;
     drop(output.alive);
     Ok(())
@@ -63,6 +63,7 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     let (empty, _) = io::pipe().map_err(step("make a pipe"))?;
     command.stdin(empty).stderr(writer.try_clone().map_err(step("copy a pipe"))?).stdout(writer);
     let status = command.status();
+    rootfs::show_tmp(record);
     // It holds the writing end of the pipe.
     drop(command);
     let failure = |what: String, output: String| Report::Failed { what, output };

@@ -15,6 +15,7 @@
 
 mod children;
 mod execution;
+mod inner;
 mod instance;
 
 use std::fs::File;

@@ -21,6 +21,7 @@ use crate::reconcile::{Reason, Record, Stage};
 /// What a start needs before anything is done to the host.
 struct Prepared<'a> {
     driver: Arc<dyn Driver>,
+    runtime: Option<String>,
     base: PathBuf,
     _turn: SemaphorePermit<'a>,
 }
@@ -66,14 +67,14 @@ impl Supervisor {
 
     async fn prepare(&self, spec: &StartSpec) -> Result<Prepared<'_>, Reason> {
         let unknown = || Reason::new("DRIVER_UNKNOWN", format!("this node offers {:?}", self.0.drivers));
-        let driver = self.0.drivers.get(spec.driver.as_deref()).ok_or_else(unknown)?;
+        let (driver, runtime) = self.0.drivers.choose(spec.driver.as_deref()).ok_or_else(unknown)?;
         let fetcher = &self.0.fetcher;
         let unavailable = |error: String| Reason::new("TEMPLATE_UNAVAILABLE", error);
         fetcher.ensure(&spec.template).await.map_err(|error| unavailable(error.to_string()))?;
         let base = fetcher.store.rootfs(&spec.template.digest);
         let base = base.ok_or_else(|| unavailable(format!("{} is not held", spec.template.digest)))?;
         let turn = self.0.starts.acquire().await.expect("never closed");
-        Ok(Prepared { driver, base, _turn: turn })
+        Ok(Prepared { driver, runtime, base, _turn: turn })
     }
 
     async fn start_prepared(
@@ -96,6 +97,7 @@ impl Supervisor {
             environment: spec.environment,
             working_directory: spec.working_directory,
             fenced,
+            runtime: to.runtime.clone(),
             gpus: spec.gpus,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;

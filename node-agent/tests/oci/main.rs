@@ -12,4 +12,5 @@ mod gpus;
 mod lifecycle;
 mod limits;
 mod many;
+mod runtimes;
 mod world;

@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use super::kind::Kind;
 use super::record::Record;
 use super::{ids, layout, seccomp};
 use crate::driver::{ExecSpec, InstanceSpec, TerminalSize};
@@ -73,6 +74,7 @@ pub struct Host {
     pub rootfs: String,
     /// The agent's own limit of open files.
     pub open_files: u64,
+    pub kind: Kind,
 }
 
 /// `config.json` of an instance.
@@ -94,7 +96,7 @@ pub fn bundle(spec: &InstanceSpec, host: &Host) -> Value {
             "namespaces": namespaces,
             "uidMappings": ids,
             "gidMappings": ids,
-            "resources": resources(spec),
+            "resources": resources(spec, host.kind),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
@@ -160,7 +162,7 @@ fn environment(base: &[(String, String)], over: &[(String, String)]) -> Vec<Stri
     entries
 }
 
-fn resources(spec: &InstanceSpec) -> Value {
+fn resources(spec: &InstanceSpec, kind: Kind) -> Value {
     let quota = (spec.resources.cpu.0.saturating_mul(CPU_PERIOD_US) / 1000).max(MIN_CPU_QUOTA_US);
     let shares = (spec.resources.cpu.0.saturating_mul(1024) / 1000).clamp(CPU_SHARES.0, CPU_SHARES.1);
     let memory = signed(spec.resources.memory.0);
@@ -170,7 +172,7 @@ fn resources(spec: &InstanceSpec) -> Value {
         // `swap` is memory and swap together: none.
         "memory": { "limit": memory, "swap": memory },
         // 0 would mean no limit.
-        "pids": { "limit": signed(spec.pids.max(1)) },
+        "pids": { "limit": signed(spec.pids.max(1).saturating_add(kind.extra_pids())) },
     })
 }
 
@@ -225,6 +227,7 @@ mod tests {
             environment: vec![("A".into(), "1".into()), ("B".into(), "2".into())],
             working_directory: "/w".into(),
             fenced: false,
+            runtime: None,
         }
     }
 
@@ -235,6 +238,7 @@ mod tests {
             unified_cgroups,
             rootfs: "/run/x".into(),
             open_files: 20_000,
+            kind: Kind::Runc,
         }
     }
 
@@ -258,7 +262,7 @@ mod tests {
         spec.resources =
             Resources { cpu: MilliCpu(0), memory: Bytes(u64::MAX), disk: Bytes(0), ..Resources::default() };
         spec.pids = 0;
-        let resources = resources(&spec);
+        let resources = resources(&spec, Kind::Runc);
         assert_eq!(resources["cpu"]["quota"], 1_000);
         assert_eq!(resources["cpu"]["shares"], 2);
         assert_eq!(resources["pids"]["limit"], 1);

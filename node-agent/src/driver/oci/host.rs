@@ -117,6 +117,15 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a file, or a directory and all in it; not being there is success.
+pub fn remove_any(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if matches!(e.kind(), ErrorKind::IsADirectory | ErrorKind::PermissionDenied) => remove_tree(path),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Locks [`SHORT_ROOT`], where `make` says so making it first. It is removed under the lock only, so it is in place for
 /// whoever has the lock.
 fn lock(make: bool) -> io::Result<File> {

@@ -17,6 +17,7 @@ mod disk;
 mod exec;
 mod host;
 pub(crate) mod ids;
+pub(crate) mod kind;
 mod launch;
 pub(crate) mod layout;
 pub(crate) mod lifeline;
@@ -39,10 +40,11 @@ use warren_proto::ids::NodeId;
 use self::cgroup::Cgroups;
 use self::disk::Quota;
 use self::ids::IdRanges;
+use self::kind::Kind;
 use self::launch::{Arguments, Stdios};
 use self::layout::Layout;
 use self::record::{Decided, ExitRecord, Record};
-use self::runtime::Runtime;
+use self::runtime::{Offer, Runtime};
 use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
 use crate::failpoint;
 use crate::fence::Switch;
@@ -58,7 +60,7 @@ const FREEZE_PAUSE: Duration = Duration::from_millis(10);
 /// What a driver needs to know.
 #[derive(Debug, Clone)]
 pub struct OciConfig {
-    /// Name or path of an OCI runtime's command line.
+    /// Names or paths of OCI runtimes' command lines, the default first, with commas between them.
     pub runtime: String,
     /// The agent's directory; the driver's is `oci` in it.
     pub data_dir: PathBuf,
@@ -93,10 +95,9 @@ impl OciDriver {
         fs::create_dir_all(&data_dir).map_err(io_error("make the data directory"))?;
         let data_dir = data_dir.canonicalize().map_err(io_error("find the data directory"))?;
         let layout = Layout::new(&data_dir, &node_id);
-        let runtime = Runtime::new(runtime, layout.runtime_root.clone());
-        let version = runtime.probe()?;
+        let runtime = Runtime::probe(&runtime, layout.runtime_root.clone())?;
         host::prepare(&layout).map_err(io_error("make the driver's directories"))?;
-        if version.starts_with("crun") {
+        if runtime.offers().iter().any(|offer| offer.kind == Kind::Crun) {
             host::mount_hugetlb().map_err(io_error("mount the hugetlb controller for crun"))?;
         }
         let cgroups = Cgroups::discover().map_err(io_error("find the control groups"))?;
@@ -120,7 +121,7 @@ impl OciDriver {
         let mut strays = cgroups.children(&self.layout.cgroup_parent);
         strays.extend(cgroups.children(&self.layout.fenced_parent));
         strays.remove(layout::FENCED);
-        strays.extend(names_in(&self.layout.runtime_root)?);
+        strays.extend(self.runtime.containers().map_err(io_error("list what runtimes keep"))?);
         for id in strays {
             remove::remove_stray(self, &id).await?;
         }
@@ -143,7 +144,13 @@ impl OciDriver {
     }
 
     /// Writes everything that the shim needs; the record last.
-    fn prepare_instance(&self, spec: &InstanceSpec, first_id: u32, devices: &cdi::Edits) -> io::Result<()> {
+    fn prepare_instance(
+        &self,
+        spec: &InstanceSpec,
+        offer: &Offer,
+        first_id: u32,
+        devices: &cdi::Edits,
+    ) -> io::Result<()> {
         let directory = self.layout.instance(&spec.key);
         for name in config::DIRECTORIES {
             fs::create_dir(directory.join(name))?;
@@ -155,6 +162,7 @@ impl OciDriver {
             &config::Host {
                 first_id,
                 open_files: host::open_files(),
+                kind: offer.kind,
                 unified_cgroups: self.cgroups.is_unified(),
                 rootfs: rootfs.to_string_lossy().into_owned(),
                 cgroup: cgroup.clone(),
@@ -166,7 +174,8 @@ impl OciDriver {
         lifeline::create(&directory.join(layout::ALIVE))?;
         let decided = Decided {
             first_id,
-            runtime: self.runtime.program().to_owned(),
+            runtime: offer.program.clone(),
+            kind: offer.kind,
             runtime_root: self.runtime.root().to_owned(),
             rootfs,
             oom_file: self.cgroups.oom_file(&cgroup),
@@ -195,6 +204,10 @@ impl OciDriver {
 
     async fn launch(&self, spec: &InstanceSpec) -> Result<(), DriverError> {
         let what = || format!("start {}", spec.key.sandbox);
+        let offer = self.runtime.offer(spec.runtime.as_deref()).ok_or_else(|| DriverError::Runtime {
+            what: what(),
+            output: format!("runtime {:?} is not offered here, only {:?}", spec.runtime, self.runtimes()),
+        })?;
         let first_id = self.ids.take(&layout::container_id(&spec.key)).ok_or_else(|| DriverError::Runtime {
             what: what(),
             output: "every range of user ids is taken".to_owned(),
@@ -205,7 +218,7 @@ impl OciDriver {
         }
         let (spec, devices) = self.with_devices(spec).await?;
         let spec = &spec;
-        self.prepare_instance(spec, first_id, &devices).map_err(io_error("write the instance's files"))?;
+        self.prepare_instance(spec, offer, first_id, &devices).map_err(io_error("write the instance's files"))?;
         failpoint::pass("start.prepared");
         let _slot = self.runtime.slot().await;
         let arguments = Arguments::Run { directory: &directory };
@@ -287,6 +300,10 @@ impl OciDriver {
 impl Driver for OciDriver {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn runtimes(&self) -> Vec<String> {
+        self.runtime.offers().iter().map(|offer| offer.name().to_owned()).collect()
     }
 
     async fn start(&self, spec: &InstanceSpec) -> Result<(), DriverError> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::kind::Kind;
 use super::layout;
 use crate::driver::{Ended, Exit, InstanceSpec};
 
@@ -33,6 +34,8 @@ pub struct Record {
     /// Id on the host of the instance's root user; the instance has [`super::ids::RANGE`] ids from there.
     pub first_id: u32,
     pub runtime: String,
+    #[serde(default)]
+    pub kind: Kind,
     pub runtime_root: PathBuf,
     pub container_id: String,
     /// Where the shim mounts the instance's root file system, in its own mount namespace.
@@ -46,6 +49,7 @@ pub struct Record {
 pub struct Decided {
     pub first_id: u32,
     pub runtime: String,
+    pub kind: Kind,
     pub runtime_root: PathBuf,
     pub rootfs: PathBuf,
     pub oom_file: PathBuf,
@@ -67,6 +71,7 @@ impl Record {
             working_directory: spec.working_directory.clone(),
             first_id: decided.first_id,
             runtime: decided.runtime,
+            kind: decided.kind,
             runtime_root: decided.runtime_root,
             container_id: layout::container_id(&spec.key),
             rootfs: decided.rootfs,

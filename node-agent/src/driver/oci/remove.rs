@@ -138,19 +138,21 @@ fn empty_and_remove(cgroups: &Cgroups, groups: &[String]) -> io::Result<()> {
 
 /// Has the runtime forget the instance. Nothing of it runs, so where the runtime cannot, its files are removed.
 async fn delete_state(driver: &OciDriver, program: &str, id: &str) -> Result<(), DriverError> {
-    let state = driver.runtime().state(id);
+    let states = || driver.runtime().states(id).map_err(io_error("look for the runtime's state"));
     // Not forced first: that waits at least 100 ms in runc.
     let mut arguments = vec!["delete", id];
     for _ in 0..DELETE_ATTEMPTS {
-        if !state.exists() {
-            return Ok(());
+        // gVisor's state is files only, and it waits for seconds before it removes them.
+        if !states()?.iter().any(|state| state.is_dir()) {
+            break;
         }
         if let Err(error) = driver.runtime().call(program, &arguments).await {
             tracing::debug!(container = id, %error, "the runtime did not delete an instance");
         }
         arguments = vec!["delete", "--force", id];
     }
-    blocking("remove the runtime's state", move || host::remove_tree(&state)).await
+    let states = states()?;
+    blocking("remove the runtime's state", move || states.iter().try_for_each(|state| host::remove_any(state))).await
 }
 
 async fn retry(step: impl FnMut() -> io::Result<()>) -> io::Result<()> {

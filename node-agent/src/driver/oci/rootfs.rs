@@ -3,12 +3,12 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, unlinkat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
     open_tree, unmount,
@@ -17,6 +17,9 @@ use rustix::mount::{
 use super::record::Record;
 use super::{disk, ids, layout};
 use crate::sys;
+
+/// Name of a file in `/tmp` while a runtime starts that would else mount memory there.
+const IN_TMP: &str = ".warren-start";
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +56,22 @@ pub fn mount_rootfs(record: &Record) -> Result<(), RootfsError> {
     mount("overlay", &record.rootfs, "overlay", MountFlags::empty(), layers).map_err(step("mount the overlay"))?;
     // The overlay has its own hold on it.
     unmount(layout::LOWER, UnmountFlags::DETACH).map_err(step("unmount the lower layer"))?;
-    prepare_tmp(&record.rootfs, record.first_id).map_err(step("prepare /tmp"))
+    let tmp = prepare_tmp(&record.rootfs, record.first_id).map_err(step("prepare /tmp"))?;
+    if let Some(tmp) = tmp.filter(|_| record.kind.hides_empty_tmp()) {
+        let flags = OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        openat(&tmp, IN_TMP, flags, Mode::empty()).map_err(step("keep /tmp from being empty"))?;
+    }
+    Ok(())
+}
+
+/// Takes away again what kept `/tmp` from being empty, once the runtime has looked.
+pub fn show_tmp(record: &Record) {
+    if record.kind.hides_empty_tmp()
+        && let Ok(Some(tmp)) = open_tmp(&record.rootfs)
+    {
+        // It may be gone by now: the instance runs.
+        let _ = unlinkat(&tmp, IN_TMP, AtFlags::empty());
+    }
 }
 
 fn prepare_layers(owner: u32) -> io::Result<()> {
@@ -66,19 +84,14 @@ fn prepare_layers(owner: u32) -> io::Result<()> {
 
 /// `/tmp` lies on the disk, and everybody inside may write there. Where the template has something else than a directory of
 /// that name, it has it for a reason.
-fn prepare_tmp(rootfs: &Path, owner: u32) -> io::Result<()> {
+fn prepare_tmp(rootfs: &Path, owner: u32) -> io::Result<Option<OwnedFd>> {
     let root = openat(CWD, rootfs, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let made = match mkdirat(&root, "tmp", Mode::from_raw_mode(0o700)) {
         Ok(()) => true,
         Err(rustix::io::Errno::EXIST) => false,
         Err(e) => return Err(e.into()),
     };
-    // Never through a link: the template chose it, and here it would lead to the host.
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let tmp = match openat(&root, "tmp", flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(()),
-        other => other?,
-    };
+    let Some(tmp) = open_tmp(rootfs)? else { return Ok(None) };
     if made {
         fchown(&tmp, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     }
@@ -86,5 +99,15 @@ fn prepare_tmp(rootfs: &Path, owner: u32) -> io::Result<()> {
     if Mode::from_raw_mode(rustix::fs::fstat(&tmp)?.st_mode) != sticky {
         fchmod(&tmp, sticky)?;
     }
-    Ok(())
+    Ok(Some(tmp))
+}
+
+/// Never through a link: the template chose it, and here it would lead to the host. `None`: it is no directory.
+fn open_tmp(rootfs: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(CWD, rootfs.join("tmp"), flags, Mode::empty()) {
+        Ok(tmp) => Ok(Some(tmp)),
+        Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }

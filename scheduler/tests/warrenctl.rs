@@ -7,10 +7,16 @@
 
 #[path = "warrenctl/agent.rs"]
 mod agent;
+#[path = "warrenctl/agent_files.rs"]
+mod agent_files;
+#[path = "warrenctl/agent_logs.rs"]
+mod agent_logs;
 #[path = "warrenctl/agent_processes.rs"]
 mod agent_processes;
 #[path = "warrenctl/broken.rs"]
 mod broken;
+#[path = "warrenctl/copying.rs"]
+mod copying;
 #[path = "warrenctl/executing.rs"]
 mod executing;
 #[path = "warrenctl/failing.rs"]
@@ -19,6 +25,8 @@ mod failing;
 mod fake;
 #[path = "warrenctl/importing.rs"]
 mod importing;
+#[path = "warrenctl/looking.rs"]
+mod looking;
 #[path = "warrenctl/processes.rs"]
 mod processes;
 #[path = "warrenctl/run.rs"]

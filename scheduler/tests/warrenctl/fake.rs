@@ -14,6 +14,9 @@ use warren_proto::error::ErrorBuilder;
 use warren_proto::v1::cluster_service_server::ClusterServiceServer;
 use warren_proto::v1::node_service_server::NodeServiceServer;
 use warren_proto::v1::sandbox_data_service_server::SandboxDataServiceServer;
+use warren_proto::v1::sandbox_file_service_server::SandboxFileServiceServer;
+use warren_proto::v1::sandbox_log_service_server::SandboxLogServiceServer;
+use warren_proto::v1::sandbox_port_service_server::SandboxPortServiceServer;
 use warren_proto::v1::sandbox_process_service_server::SandboxProcessServiceServer;
 use warren_proto::v1::sandbox_service_server::SandboxServiceServer;
 use warren_proto::v1::template_data_service_server::TemplateDataServiceServer;
@@ -65,6 +68,28 @@ pub struct Book {
     pub attaches: Vec<AttachStart>,
     /// What each next attachment is sent at once; then it echoes.
     pub attachments: VecDeque<Vec<Result<attach_process_response::Message, Status>>>,
+    pub files: BTreeMap<String, FakeFile>,
+    /// What a list says, whatever there is.
+    pub listing: Vec<FileInfo>,
+    /// The next reads break after so many bytes.
+    pub break_reads: VecDeque<usize>,
+    /// From where each read began.
+    pub reads: Vec<i64>,
+    pub writes: Vec<WriteFileHeader>,
+    pub log_reads: Vec<ReadLogsRequest>,
+    /// What each next reader of the log is sent.
+    pub logs: VecDeque<Vec<Result<read_logs_response::Message, Status>>>,
+    pub metrics: VecDeque<SandboxMetrics>,
+    pub ports: Vec<u32>,
+}
+
+/// A file of the fake's only sandbox.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct FakeFile {
+    pub kind: FileKind,
+    pub mode: u32,
+    pub data: Vec<u8>,
+    pub target: String,
 }
 
 /// One upload, as it arrived.
@@ -135,6 +160,9 @@ impl Fake {
             .add_service(TemplateServiceServer::new(r()))
             .add_service(SandboxDataServiceServer::new(r()))
             .add_service(SandboxProcessServiceServer::new(r()))
+            .add_service(SandboxFileServiceServer::new(r()))
+            .add_service(SandboxLogServiceServer::new(r()))
+            .add_service(SandboxPortServiceServer::new(r()))
             .add_service(TemplateDataServiceServer::new(r()).max_decoding_message_size((1 << 20) + 1024))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(async move {

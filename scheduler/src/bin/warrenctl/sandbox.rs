@@ -9,7 +9,10 @@ use crate::client::{Client, PAGE_SIZE, sandboxes};
 use crate::create::{CreateArgs, create};
 use crate::delete::{DeleteArgs, delete};
 use crate::failure::Failure;
-use crate::inside::{self, AttachArgs, ExecArgs, KillArgs, PsArgs, RunArgs};
+use crate::inside::{
+    self, AttachArgs, CatArgs, CpArgs, ExecArgs, ForwardArgs, KillArgs, LogsArgs, LsArgs, MkdirArgs, MvArgs, PsArgs,
+    RmArgs, RunArgs, StatsArgs,
+};
 use crate::names;
 use crate::output::{Output, Row};
 use crate::settings;
@@ -50,6 +53,24 @@ pub enum SandboxCommand {
     Attach(AttachArgs),
     /// Send a signal to processes
     Kill(KillArgs),
+    /// Copy files and directories into a sandbox and out of one
+    Cp(CpArgs),
+    /// List a directory in a sandbox
+    Ls(LsArgs),
+    /// Write a file in a sandbox to standard output
+    Cat(CatArgs),
+    /// Make a directory in a sandbox
+    Mkdir(MkdirArgs),
+    /// Move or rename a file in a sandbox
+    Mv(MvArgs),
+    /// Remove a file or directory in a sandbox
+    Rm(RmArgs),
+    /// Show what a sandbox's main process wrote
+    Logs(LogsArgs),
+    /// Forward ports of this machine to ports in a sandbox
+    Forward(ForwardArgs),
+    /// Show what sandboxes use
+    Stats(StatsArgs),
     /// Delete sandboxes
     Delete(DeleteArgs),
 }
@@ -72,6 +93,15 @@ pub async fn run(client: &Client, output: &Output, command: SandboxCommand) -> R
         SandboxCommand::Ps(args) => inside::ps(client, output, args).await?,
         SandboxCommand::Attach(args) => return inside::attach(client, args).await,
         SandboxCommand::Kill(args) => inside::kill(client, args).await?,
+        SandboxCommand::Cp(args) => inside::cp(client, args).await?,
+        SandboxCommand::Ls(args) => inside::ls(client, output, args).await?,
+        SandboxCommand::Cat(args) => inside::cat(client, args).await?,
+        SandboxCommand::Mkdir(args) => inside::mkdir(client, args).await?,
+        SandboxCommand::Mv(args) => inside::mv(client, args).await?,
+        SandboxCommand::Rm(args) => inside::rm(client, args).await?,
+        SandboxCommand::Logs(args) => return inside::logs(client, output, args).await,
+        SandboxCommand::Forward(args) => inside::forward(client, args).await?,
+        SandboxCommand::Stats(args) => inside::stats(client, output, args).await?,
         SandboxCommand::Delete(args) => delete(client, output, args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use futures::StreamExt;
@@ -17,15 +17,12 @@ use warren_proto::v1::{AttachProcessRequest, AttachProcessResponse, AttachStart,
 
 use super::exec::{READER_GONE, exit_code, put};
 use super::input::{Input, OUTBOUND, Say};
-use super::link::{Again, Agent, Link};
+use super::link::{Again, Agent, HELD, Link};
 use super::process;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::retry::{Backoff, is_transient};
 use crate::terminal::{Endings, RawMode, size};
-
-/// A stream that held for so long was a good one, whatever came through it: the next break is a new one.
-const HELD: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:

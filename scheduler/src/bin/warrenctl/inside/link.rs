@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -13,11 +13,16 @@ use crate::failure::Failure;
 use crate::names;
 use crate::retry::{Backoff, is_transient};
 
+/// A stream that held for so long was a good one, whatever came through it: the next break is a new one.
+pub const HELD: Duration = Duration::from_secs(10);
+
 /// Which failures of a call are worth another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     /// It has effects: only those that say that nothing was begun.
     Unstarted,
+    /// It may be done twice, but what the agent itself answers stands: only those of the way there too.
+    Unanswered,
     /// It only reads, or does the same when it is done twice.
     Always,
 }
@@ -31,7 +36,14 @@ impl Again {
             (_, Some(SandboxMoved | NodeUnreachable | Overloaded | TokenInvalid | TokenKeyUnknown)) => {
                 failure.status().cloned()
             }
-            _ => failure.status().filter(|status| self == Self::Always && is_transient(status)).cloned(),
+            (_, reason) => {
+                let tries = match self {
+                    Self::Unstarted => false,
+                    Self::Unanswered => reason.is_none(),
+                    Self::Always => true,
+                };
+                failure.status().filter(|status| tries && is_transient(status)).cloned()
+            }
         }
     }
 }
@@ -77,9 +89,10 @@ impl<'a> Link<'a> {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let deadline = self.client.deadline();
+        let mut deadline = self.client.deadline();
         let mut backoff = Backoff::new(1, deadline);
         loop {
+            let begun = Instant::now();
             let tried = match self.agent(deadline).await {
                 Ok(agent) => call(agent).await,
                 Err(failure @ Failure::Unreachable { .. }) => Err(failure),
@@ -89,9 +102,15 @@ impl<'a> Link<'a> {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            // It may be elsewhere by now, and the token is cheap; but not after an answer of the right agent.
+            if failure.reason().is_none() || Again::Always.worth(&failure).is_some() {
+                self.forget();
+            }
             let Some(status) = again.worth(&failure) else { return Err(failure) };
-            // It may be elsewhere by now, and the token is cheap.
-            self.forget();
+            if begun.elapsed() > HELD {
+                deadline = self.client.deadline();
+                backoff = Backoff::new(1, deadline);
+            }
             let Some(pause) = backoff.pause(&status) else { return Err(failure) };
             tokio::time::sleep(pause).await;
         }

@@ -293,6 +293,7 @@ pub fn record_bytes() -> usize {
         spec: Some(spec),
         request: Some(StoredRequestKey { id: vec![1; 16], payload: vec![1; 32] }),
         decision: Some(Decision::Place("sim-100".to_owned())),
+        gpus: Vec::new(),
     };
     let caller = StoredCaller { principal: "local".to_owned(), role: 3, tenant: String::new() };
     let record = StoredCommand { caller: Some(caller), time_ms: 1 << 40, body: Some(Body::CreateSandbox(create)) };

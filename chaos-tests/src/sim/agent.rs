@@ -185,6 +185,7 @@ impl World {
             drivers: vec!["sim".to_owned()],
             agent_version: "sim".to_owned(),
             fence: host.has_fence,
+            gpus: host.gpus.clone(),
         };
         let observation = self.observation(agent, &told, None);
         let ledger_id = host.ledger_file;

@@ -27,16 +27,16 @@ impl World {
             // A leader may decide on whatever it likes: what does not hold must not be applied.
             let nodes: Vec<NodeId> = fleet.nodes.keys().cloned().collect();
             if let Some(node) = self.rng.pick(&nodes) {
-                return (Decision::Place(node.clone()), None);
+                return (Decision::Place(node.clone().into()), None);
             }
         }
         match place(&this.view, &Request::new(&fleet, spec)) {
-            Ok(node) => {
-                let reservation = this.view.reserve(&node, spec.resources);
+            Ok(spot) => {
+                let reservation = this.view.reserve(&spot, spec.resources);
                 let term = this.lead.as_ref().map_or(0, |lead| lead.term);
-                self.oracle.decided(replica, term, &node, spec.resources, &self.replicas[replica].state);
-                let held = Held { reservation, node: node.clone(), resources: spec.resources };
-                (Decision::Place(node), Some(held))
+                self.oracle.decided(replica, term, &spot.node, spec.resources, &self.replicas[replica].state);
+                let held = Held { reservation, node: spot.node.clone(), resources: spec.resources };
+                (Decision::Place(spot), Some(held))
             }
             Err(unplaceable) => {
                 let reason = unplaceable.reason();

@@ -30,7 +30,7 @@ pub fn apply(state: &mut State, index: u64, command: &Command, bug: Option<Bug>)
 /// Every node looks endless while the command is applied.
 fn without_fit_check(state: &mut State, index: u64, command: &Command) -> Outcome {
     let placed = match &command.body {
-        Body::CreateSandbox { decision: Decision::Place(node), .. } | Body::PlaceSandbox { node, .. } => node,
+        Body::CreateSandbox { decision: Decision::Place(spot), .. } | Body::PlaceSandbox { spot, .. } => &spot.node,
         _ => return state.apply(index, command),
     };
     let Some(honest) = state.nodes.get(placed).map(|node| node.report.capacity) else {
@@ -52,14 +52,14 @@ fn set_capacity(state: &mut State, node: &warren_proto::ids::NodeId, capacity: R
 
 /// A sandbox that was placed before is placed under its old epoch again.
 fn without_new_epoch(state: &mut State, index: u64, command: &Command) -> Outcome {
-    let Body::PlaceSandbox { sandbox: name, epoch, node } = &command.body else { return state.apply(index, command) };
+    let Body::PlaceSandbox { sandbox: name, epoch, spot } = &command.body else { return state.apply(index, command) };
     let before = state.sandboxes.get(name).cloned();
     let Some(before) = before.filter(|sandbox| sandbox.epoch == *epoch && epoch.0 > 0) else {
         return state.apply(index, command);
     };
     let older = Epoch(epoch.0 - 1);
     state.put_sandbox(Arc::new(Sandbox { epoch: older, ..Sandbox::clone(&before) }));
-    let body = Body::PlaceSandbox { sandbox: name.clone(), epoch: older, node: node.clone() };
+    let body = Body::PlaceSandbox { sandbox: name.clone(), epoch: older, spot: spot.clone() };
     let outcome = state.apply(index, &Command { body, ..command.clone() });
     if outcome.is_err() {
         state.put_sandbox(before);

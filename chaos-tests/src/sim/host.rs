@@ -11,6 +11,7 @@ use warren_node_agent::reconcile::Record;
 use warren_proto::ids::{Digest, Epoch, NodeId, SandboxName};
 use warren_proto::units::Resources;
 use warren_scheduler::state::command::LedgerId;
+use warren_scheduler::state::gpu::GpuDevice;
 use warren_scheduler::state::node::Condition;
 
 use super::agent::Process;
@@ -41,6 +42,8 @@ pub struct Agent {
     pub capacity: Resources,
     /// What it had before faults took some of it.
     pub full_capacity: Resources,
+    /// By name, where it does not merely count them.
+    pub gpus: Vec<GpuDevice>,
     pub has_fence: bool,
     pub instances: BTreeMap<(SandboxName, Epoch), Instance>,
     /// What the journal holds: a record, and up to which epoch it is an earlier ledger's.

@@ -288,11 +288,11 @@ impl World {
             let sandbox = state.sandboxes.get(name)?;
             self.oracle.said_why(replica, state, Some(name), &sandbox.spec, reason);
         }
-        let Body::PlaceSandbox { sandbox, node, .. } = body else { return None };
+        let Body::PlaceSandbox { sandbox, spot, .. } = body else { return None };
         let resources = self.replicas[replica].state.sandboxes.get(sandbox)?.spec.resources;
         let reservation = reserved.next()?;
-        self.oracle.decided(replica, term, node, resources, &self.replicas[replica].state);
-        Some(Held { reservation, node: node.clone(), resources })
+        self.oracle.decided(replica, term, &spot.node, resources, &self.replicas[replica].state);
+        Some(Held { reservation, node: spot.node.clone(), resources })
     }
 
     fn judge(&mut self, replica: usize, term: u64, verdict: Verdict) {

@@ -7,6 +7,7 @@ use warren_node_agent::reconcile::Action;
 use warren_proto::ids::{Digest, NodeId, TemplateId, TenantId};
 use warren_proto::units::{Bytes, Gpus, MilliCpu, Resources};
 use warren_scheduler::state::command::{Body, Caller, ReplicaRecord, TemplateSpec};
+use warren_scheduler::state::gpu::GpuDevice;
 use warren_scheduler::state::level::Level;
 
 use super::bug::Bug;
@@ -310,6 +311,7 @@ fn some_agent(number: usize, rng: &mut Rng) -> Agent {
         clock: some_clock(rng, 0),
         capacity,
         full_capacity: capacity,
+        gpus: (0..capacity.gpus.0).filter(|_| number % 2 == 0).map(gpu).collect(),
         instances: BTreeMap::new(),
         journal: BTreeMap::new(),
         ledger_file: None,
@@ -322,6 +324,11 @@ fn some_agent(number: usize, rng: &mut Rng) -> Agent {
         process: None,
         stalled: None,
     }
+}
+
+fn gpu(number: u64) -> GpuDevice {
+    let uuid = format!("GPU-{number}").into();
+    GpuDevice { uuid, model: "sim".into(), memory: Bytes(Bytes::GIB), enforced: false }
 }
 
 fn some_client(number: usize, rng: &mut Rng) -> Client {

@@ -9,6 +9,7 @@ use crate::controller::{Answered, IDLE_PASS};
 use crate::state::State;
 use crate::state::command::LogTime;
 use crate::state::event::Event;
+use crate::state::gpu::GpuDevice;
 use crate::state::node::{Condition, Node};
 use crate::state::sandbox::{FailedKind, Life, PendingCode, Sandbox};
 use crate::state::settings::{Egress, Isolation, Restart};
@@ -183,6 +184,7 @@ fn sandbox_as(from: &Sandbox, node: Condition) -> v1::Sandbox {
         epoch: from.epoch.0,
         create_time: Some(timestamp(from.created)),
         revision: from.revision,
+        gpu_uuids: from.gpus.iter().map(|hold| hold.uuid.to_string()).collect(),
         ..v1::Sandbox::default()
     };
     match &from.life {
@@ -264,6 +266,17 @@ pub fn node(from: &Node) -> v1::Node {
         state_time: Some(timestamp(from.since)),
         fence: from.report.fence,
         leftovers: from.leftovers.keys().map(instance).collect(),
+        gpus: from.report.gpus.iter().map(|device| gpu(from, device)).collect(),
+    }
+}
+
+fn gpu(node: &Node, device: &GpuDevice) -> v1::NodeGpu {
+    v1::NodeGpu {
+        uuid: device.uuid.to_string(),
+        model: device.model.to_string(),
+        memory_bytes: int(device.memory.0),
+        held_milli: node.gpu_use.of(&device.uuid).milli.into(),
+        enforced: device.enforced,
     }
 }
 

@@ -203,7 +203,7 @@ mod tests {
         run(&mut state, Body::PutReplica { replica: ReplicaId(1), record });
         run(&mut state, Body::SetLevel { level: Level::SECOND });
         let spec = SandboxSpec { isolation, ..spec(100, 100) }.into();
-        let decision = Decision::Place(node("a"));
+        let decision = Decision::Place(node("a").into());
         run(&mut state, Body::CreateSandbox { sandbox: name("s"), spec, decision, request: None });
         report(&mut state, Phase::Running);
         state

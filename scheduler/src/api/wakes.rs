@@ -113,7 +113,7 @@ mod tests {
     use crate::state::testing::{name, node, resources, spec, with_node_and_template};
 
     fn create(state: &mut State, id: &str) {
-        let decision = Decision::Place(node("a"));
+        let decision = Decision::Place(node("a").into());
         let body = Body::CreateSandbox { sandbox: name(id), spec: spec(1, 1).into(), decision, request: None };
         let index = state.revision + 1;
         state.apply(index, &Command { caller: Caller::system("test"), time: LogTime(1), body }).unwrap();

@@ -415,10 +415,10 @@ impl Controller {
         let placed = place(&view, &Request::new(&state, spec));
         histogram!(names::PLACEMENT_SECONDS).record(began.elapsed().as_secs_f64());
         match placed {
-            Ok(node) => {
-                let reservation = view.reserve(&node, spec.resources);
+            Ok(spot) => {
+                let reservation = view.reserve(&spot, spec.resources);
                 let in_flight = InFlight { controller: self.clone(), reservation };
-                (Decision::Place(node), Some(in_flight))
+                (Decision::Place(spot), Some(in_flight))
             }
             Err(unplaceable) => (Decision::Queue(unplaceable.reason()), None),
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use warren_proto::units::Resources;
+
 use super::Request;
 use super::view::Row;
 use crate::state::sandbox::PendingCode;
@@ -76,9 +78,14 @@ pub fn misfit(row: &Row, request: &Request) -> Option<Misfit> {
         Some(Misfit::ShortOfCpu)
     } else if taken.disk > capacity.disk {
         Some(Misfit::ShortOfDisk)
-    } else if taken.gpus > capacity.gpus {
+    } else if taken.gpus > capacity.gpus || short_of_devices(row, wanted) {
         Some(Misfit::ShortOfGpus)
     } else {
         None
     }
+}
+
+/// Where devices have names, so many must be free: of those that are counted free one may be gone from the host.
+fn short_of_devices(row: &Row, wanted: Resources) -> bool {
+    !row.node.report.gpus.is_empty() && (row.free_gpus().count() as u64) < wanted.gpus.0
 }

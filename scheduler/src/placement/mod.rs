@@ -13,11 +13,13 @@ use warren_proto::ids::{Digest, NodeId, SandboxName};
 use warren_proto::units::Resources;
 
 use crate::state::State;
+use crate::state::command::Spot;
+use crate::state::gpu::GpuHold;
 use crate::state::sandbox::{PendingCode, PendingReason, Sandbox, SandboxSpec};
 use crate::state::settings::Isolation;
 use filter::Misfit;
 use score::Score;
-use view::View;
+use view::{Row, View};
 
 /// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +61,8 @@ pub struct Unplaceable {
     pub misfits: BTreeMap<Misfit, u64>,
 }
 
-/// The best node by [`Score`], ties to the first id.
-pub fn place(view: &View, request: &Request) -> Result<NodeId, Unplaceable> {
+/// The best node by [`Score`], ties to the first id, and the first of its free devices.
+pub fn place(view: &View, request: &Request) -> Result<Spot, Unplaceable> {
     let mut misfits = BTreeMap::new();
     let mut best = None;
     for row in view.rows() {
@@ -70,10 +72,16 @@ pub fn place(view: &View, request: &Request) -> Result<NodeId, Unplaceable> {
         }
         let score = Score::of(row, request);
         if best.as_ref().is_none_or(|(highest, _)| score > *highest) {
-            best = Some((score, &row.node.id));
+            best = Some((score, row));
         }
     }
-    best.map(|(_, id)| id.clone()).ok_or(Unplaceable { request: request.resources, misfits })
+    best.map(|(_, row)| spot(row, request)).ok_or(Unplaceable { request: request.resources, misfits })
+}
+
+/// A node that only counts its GPUs gives no devices away.
+fn spot(row: &Row, request: &Request) -> Spot {
+    let wanted = usize::try_from(request.resources.gpus.0).unwrap_or(usize::MAX);
+    Spot { node: row.node.id.clone(), gpus: row.free_gpus().take(wanted).map(GpuHold::whole).collect() }
 }
 
 impl Unplaceable {
@@ -135,23 +143,23 @@ mod tests {
     fn the_fullest_node_that_fits_is_chosen() {
         let view =
             view(&[("big", resources(4000, 4000)), ("small", resources(1000, 1000)), ("tiny", resources(10, 10))]);
-        assert_eq!(place(&view, &request(500, 500)).unwrap().as_str(), "small");
-        assert_eq!(place(&view, &request(2000, 500)).unwrap().as_str(), "big");
+        assert_eq!(place(&view, &request(500, 500)).unwrap().node.as_str(), "small");
+        assert_eq!(place(&view, &request(2000, 500)).unwrap().node.as_str(), "big");
     }
 
     #[test]
     fn a_node_where_the_start_failed_is_the_last_resort() {
         let view = view(&[("a", resources(1000, 1000)), ("b", resources(4000, 4000))]);
         let avoid = |id: &str| Request { avoid: Some(NodeId::parse(id).unwrap()), ..request(500, 500) };
-        assert_eq!(place(&view, &avoid("a")).unwrap().as_str(), "b");
+        assert_eq!(place(&view, &avoid("a")).unwrap().node.as_str(), "b");
         let only = super::tests::view(&[("a", resources(1000, 1000))]);
-        assert_eq!(place(&only, &avoid("a")).unwrap().as_str(), "a");
+        assert_eq!(place(&only, &avoid("a")).unwrap().node.as_str(), "a");
     }
 
     #[test]
     fn what_is_in_flight_is_taken() {
         let mut view = view(&[("a", resources(1000, 1000))]);
-        let a = NodeId::parse("a").unwrap();
+        let a = Spot::from(NodeId::parse("a").unwrap());
         let held = view.reserve(&a, resources(600, 600));
         let refused = place(&view, &request(500, 100)).unwrap_err();
         assert_eq!(refused.reason().code, PendingCode::ShortOfCpu);
@@ -164,7 +172,7 @@ mod tests {
     fn a_host_that_shrank_takes_nothing_also_of_what_it_has() {
         let gpus = |count| Resources { gpus: Gpus(count), ..resources(1000, 1000) };
         let mut view = view(&[("a", gpus(1))]);
-        view.reserve(&NodeId::parse("a").unwrap(), Resources { gpus: Gpus(2), ..Resources::default() });
+        view.reserve(&NodeId::parse("a").unwrap().into(), Resources { gpus: Gpus(2), ..Resources::default() });
         let refused = place(&view, &request(100, 100)).unwrap_err();
         assert_eq!(refused.reason().code, PendingCode::ShortOfGpus);
     }
@@ -175,7 +183,7 @@ mod tests {
         assert_eq!(place(&fleet, &request(500, 500)).unwrap_err().reason().code, PendingCode::TooLarge);
         assert_eq!(place(&View::default(), &request(1, 1)).unwrap_err().reason().code, PendingCode::NoNodes);
         let mut mixed = view(&[("a", resources(10, 10)), ("b", resources(10, 10)), ("c", resources(1000, 1000))]);
-        mixed.reserve(&NodeId::parse("c").unwrap(), resources(800, 100));
+        mixed.reserve(&NodeId::parse("c").unwrap().into(), resources(800, 100));
         assert_eq!(place(&mixed, &request(500, 500)).unwrap_err().reason().code, PendingCode::ShortOfCpu);
     }
 
@@ -193,8 +201,9 @@ mod tests {
                 let wanted = request(cpu, memory);
                 let fits_somewhere = view.rows().any(|row| wanted.resources.fits_in(row.free()));
                 match place(&view, &wanted) {
-                    Ok(id) => {
-                        view.reserve(&id, wanted.resources);
+                    Ok(spot) => {
+                        view.reserve(&spot, wanted.resources);
+                        let id = spot.node;
                         let sum = used.entry(id.clone()).or_default();
                         *sum = sum.checked_add(wanted.resources).unwrap();
                         let (_, capacity) = nodes.iter().find(|(name, _)| *name == id.as_str()).unwrap();

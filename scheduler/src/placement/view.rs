@@ -9,6 +9,8 @@ use warren_proto::ids::NodeId;
 use warren_proto::units::Resources;
 
 use crate::state::State;
+use crate::state::command::Spot;
+use crate::state::gpu::{self, GpuDevice, GpuUse};
 use crate::state::node::Node;
 
 /// One node.
@@ -17,12 +19,23 @@ pub struct Row {
     pub node: Arc<Node>,
     /// Decided, not applied yet.
     pub in_flight: Resources,
+    pub in_flight_gpus: GpuUse,
 }
 
 impl Row {
+    fn new(node: Arc<Node>) -> Self {
+        Self { node, in_flight: Resources::default(), in_flight_gpus: GpuUse::default() }
+    }
+
     /// What a decision may still use.
     pub fn free(&self) -> Resources {
         self.node.free().saturating_sub(self.in_flight)
+    }
+
+    /// Devices that a decision may still give away, by uuid.
+    pub fn free_gpus(&self) -> impl Iterator<Item = &GpuDevice> {
+        gpu::free(&self.node.report.gpus, &self.node.gpu_use)
+            .filter(|device| self.in_flight_gpus.of(&device.uuid).milli == 0)
     }
 
     /// All that would be taken with `wanted`; `None` where that cannot even be counted.
@@ -34,7 +47,7 @@ impl Row {
 /// Room that a decision under way holds; given back with [`View::release`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation {
-    node: NodeId,
+    spot: Spot,
     resources: Resources,
     /// The overlay that it belongs to: one that was dropped since takes nothing back.
     overlay: u64,
@@ -63,8 +76,7 @@ impl View {
             match change {
                 DiffItem::Add(id, node) | DiffItem::Update { new: (id, node), .. } => {
                     let row = self.rows.entry(id.clone());
-                    row.and_modify(|row| row.node = node.clone())
-                        .or_insert_with(|| Row { node: node.clone(), in_flight: Resources::default() });
+                    row.and_modify(|row| row.node = node.clone()).or_insert_with(|| Row::new(node.clone()));
                 }
                 DiffItem::Remove(id, _) => {
                     self.rows.remove(id);
@@ -74,20 +86,22 @@ impl View {
         self.seen = state.nodes.clone();
     }
 
-    /// Counts `resources` of a node as taken until the reservation is released.
-    pub fn reserve(&mut self, id: &NodeId, resources: Resources) -> Reservation {
-        if let Some(row) = self.rows.get_mut(id)
+    /// Counts `resources` of a spot's node, and its devices, as taken until the reservation is released.
+    pub fn reserve(&mut self, spot: &Spot, resources: Resources) -> Reservation {
+        if let Some(row) = self.rows.get_mut(&spot.node)
             && let Some(sum) = row.in_flight.checked_add(resources)
         {
             row.in_flight = sum;
+            row.in_flight_gpus.add(&spot.gpus);
         }
-        Reservation { node: id.clone(), resources, overlay: self.overlay }
+        Reservation { spot: spot.clone(), resources, overlay: self.overlay }
     }
 
     /// The opposite, once the command was applied (and [`sync`](Self::sync) saw it) or rejected.
     pub fn release(&mut self, reservation: &Reservation) {
-        if let Some(row) = self.rows.get_mut(&reservation.node).filter(|_| reservation.overlay == self.overlay) {
+        if let Some(row) = self.rows.get_mut(&reservation.spot.node).filter(|_| reservation.overlay == self.overlay) {
             row.in_flight = row.in_flight.saturating_sub(reservation.resources);
+            row.in_flight_gpus.remove(&reservation.spot.gpus);
         }
     }
 
@@ -96,6 +110,7 @@ impl View {
         self.overlay = self.overlay.wrapping_add(1);
         for row in self.rows.values_mut() {
             row.in_flight = Resources::default();
+            row.in_flight_gpus = GpuUse::default();
         }
     }
 

@@ -47,8 +47,12 @@ mod tests {
         for (id, at) in [("a", 100), ("b", 200), ("0", 201), ("c", 300)] {
             let settings = Settings { expiry: Expiry::At(LogTime(at)), ..Settings::default() };
             let spec = SandboxSpec { settings, ..spec(1, 1) }.into();
-            let body =
-                Body::CreateSandbox { sandbox: name(id), spec, decision: Decision::Place(node("a")), request: None };
+            let body = Body::CreateSandbox {
+                sandbox: name(id),
+                spec,
+                decision: Decision::Place(node("a").into()),
+                request: None,
+            };
             let command = Command { caller: Caller::system("test"), time: LogTime(1), body };
             state.apply(state.revision + 1, &command).expect("accepted");
         }

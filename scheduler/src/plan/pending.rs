@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use warren_proto::ids::{NodeId, TenantId};
+use warren_proto::ids::TenantId;
 use warren_proto::units::Resources;
 
 use super::shares::{Look, Rank, Shares, Turns};
@@ -15,7 +15,7 @@ use crate::placement::filter::Misfit;
 use crate::placement::view::{Reservation, View};
 use crate::placement::{Request, Unplaceable, place};
 use crate::state::State;
-use crate::state::command::{Body, LogTime};
+use crate::state::command::{Body, LogTime, Spot};
 use crate::state::sandbox::{Life, PendingCode, PendingReason, Sandbox};
 
 /// Most waiting sandboxes that one pass looks at. Those of a shape that fitted nowhere cost a map look-up.
@@ -118,9 +118,9 @@ impl Pass<'_> {
             () => self.decide(view, sandbox),
         };
         match decision {
-            Ok(node) => {
-                self.planned.reserved.push(view.reserve(&node, sandbox.spec.resources));
-                self.planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, node });
+            Ok(spot) => {
+                self.planned.reserved.push(view.reserve(&spot, sandbox.spec.resources));
+                self.planned.commands.push(Body::PlaceSandbox { sandbox: name.clone(), epoch: sandbox.epoch, spot });
                 shares.planned(&name.tenant, sandbox.spec.resources);
                 Look { placed: true, searched: true }
             }
@@ -131,7 +131,7 @@ impl Pass<'_> {
         }
     }
 
-    fn decide(&mut self, view: &View, sandbox: &Sandbox) -> Result<NodeId, PendingReason> {
+    fn decide(&mut self, view: &View, sandbox: &Sandbox) -> Result<Spot, PendingReason> {
         let request = Request::of(self.state, sandbox);
         let shape = shape(sandbox.spec.resources, request.needs_fence);
         if let Some(known) = self.hopeless.get(&shape) {

@@ -176,7 +176,7 @@ mod tests {
         let mut kept = Hasher::default();
         let mut seen = std::collections::BTreeSet::new();
         for n in 0..20 {
-            let decision = Decision::Place(node("a"));
+            let decision = Decision::Place(node("a").into());
             let create = Body::CreateSandbox {
                 sandbox: name(&format!("s{n}")),
                 spec: spec(100, 10).into(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use warren_proto::ids::{Digest, Epoch, NodeId, ReplicaId, SandboxName, TemplateId, TenantId};
 
+use super::gpu::GpuHolds;
 use super::level::Level;
 use super::node::{Condition, NodeReport};
 use super::pairs::Pairs;
@@ -75,8 +76,21 @@ pub struct RequestKey {
 /// Where a sandbox goes, as decided outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    Place(NodeId),
+    Place(Spot),
     Queue(PendingReason),
+}
+
+/// A node, and those of its devices that the sandbox holds there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spot {
+    pub node: NodeId,
+    pub gpus: GpuHolds,
+}
+
+impl From<NodeId> for Spot {
+    fn from(node: NodeId) -> Self {
+        Self { node, gpus: GpuHolds::default() }
+    }
 }
 
 /// One proposal.
@@ -184,7 +198,7 @@ pub enum Body {
     PlaceSandbox {
         sandbox: SandboxName,
         epoch: Epoch,
-        node: NodeId,
+        spot: Spot,
     },
     /// Says anew why a sandbox still waits.
     ExplainPending {

@@ -147,6 +147,7 @@ impl EventRing {
 mod tests {
     use super::*;
     use crate::state::command::LogTime;
+    use crate::state::gpu::GpuHolds;
     use crate::state::sandbox::{Life, PendingCode, PendingReason};
     use crate::state::testing::{name, spec};
     use warren_proto::ids::Epoch;
@@ -161,6 +162,7 @@ mod tests {
             updated: None,
             failed_starts: 0,
             restarts: 0,
+            gpus: GpuHolds::default(),
             avoid: None,
             created: LogTime(0),
             revision: 1,

@@ -6,8 +6,9 @@ use imbl::OrdSet;
 use warren_proto::ids::{Epoch, NodeId};
 use warren_proto::units::Resources;
 
+use super::gpu::{self, GpuUse};
 use super::index::Indexes;
-use super::node::Condition;
+use super::node::{Condition, Node};
 use super::tenant::Tenant;
 use super::{State, tenant};
 
@@ -33,16 +34,24 @@ fn check_lapses(state: &State, wrong: &mut Vec<String>) {
 /// Rule 1: no node is oversold, and what it is said to hold is what its sandboxes hold and what is left over. A host that came
 /// back smaller than what it holds is full: that is said of it, and is not a violation.
 fn check_nodes(state: &State, wrong: &mut Vec<String>) {
-    let mut held: BTreeMap<&NodeId, (Resources, OrdSet<_>)> = BTreeMap::new();
+    let mut held: BTreeMap<&NodeId, (Resources, GpuUse, OrdSet<_>)> = BTreeMap::new();
     for sandbox in state.sandboxes.values() {
-        let Some(id) = sandbox.life.node() else { continue };
-        let (sum, names) = held.entry(id).or_default();
+        let Some(id) = sandbox.life.node() else {
+            if !sandbox.gpus.is_empty() {
+                wrong.push(format!("{} holds devices of no node", sandbox.name));
+            }
+            continue;
+        };
+        let (sum, gpus, names) = held.entry(id).or_default();
         *sum = sum.checked_add(sandbox.spec.resources).unwrap_or(*sum);
+        gpus.add(&sandbox.gpus);
         names.insert(sandbox.name.clone());
     }
     for (id, node) in &state.nodes {
-        let (sum, names) = held.remove(id).unwrap_or_default();
-        let sum = node.leftovers.values().try_fold(sum, |sum, left| sum.checked_add(*left));
+        let (sum, mut gpus, names) = held.remove(id).unwrap_or_default();
+        let sum = node.leftovers.values().try_fold(sum, |sum, left| sum.checked_add(left.resources));
+        node.leftovers.values().for_each(|left| gpus.add(&left.gpus));
+        check_devices(node, &gpus, wrong);
         if Some(node.assigned) != sum || node.sandboxes != names {
             wrong.push(format!("node {id} is said to hold {:?}, its sandboxes hold {sum:?}", node.assigned));
         }
@@ -61,6 +70,23 @@ fn check_nodes(state: &State, wrong: &mut Vec<String>) {
         }
     }
     wrong.extend(held.keys().map(|id| format!("sandboxes hold node {id}, which is not registered")));
+}
+
+/// What is said to be held of its devices is; no more of one than there is.
+fn check_devices(node: &Node, held: &GpuUse, wrong: &mut Vec<String>) {
+    if node.gpu_use != *held {
+        wrong.push(format!(
+            "node {} is said to have {:?} of its devices held, and it is {held:?}",
+            node.id, node.gpu_use
+        ));
+    }
+    for (uuid, used) in held.iter() {
+        let device = node.report.gpus.iter().find(|device| &*device.uuid == uuid);
+        // One that is gone cannot be oversold.
+        if used.milli > gpu::WHOLE || device.is_some_and(|device| used.memory > device.memory) {
+            wrong.push(format!("device {uuid} of node {} is oversold: {used:?}", node.id));
+        }
+    }
 }
 
 /// The indexes are what they would be if they were made anew.

@@ -8,6 +8,7 @@
 
 pub mod command;
 pub mod event;
+pub mod gpu;
 pub mod index;
 pub mod invariants;
 pub mod level;
@@ -163,7 +164,7 @@ impl State {
                 sandbox::update(self, context, sandbox, change, *if_revision, request.as_ref())
             }
             Body::RequeueSandbox { sandbox, epoch } => sandbox::requeue(self, context, sandbox, *epoch),
-            Body::PlaceSandbox { sandbox, epoch, node } => sandbox::place(self, context, sandbox, *epoch, node),
+            Body::PlaceSandbox { sandbox, epoch, spot } => sandbox::place(self, context, sandbox, *epoch, spot),
             Body::ExplainPending { sandbox, epoch, reason } => sandbox::explain(self, context, sandbox, *epoch, reason),
             Body::DeleteSandbox { sandbox, request } => sandbox::delete(self, context, sandbox, request.as_ref()),
             Body::ForgetEnded { sandboxes } => sandbox::forget_ended(self, context, sandboxes),

@@ -17,6 +17,7 @@ use warren_proto::ids::{Digest, Epoch, Generation, NodeId, SandboxName};
 use warren_proto::units::Resources;
 
 use super::command::{LogTime, Observation, Phase};
+use super::gpu::{self, GpuDevice, GpuHolds, GpuUse};
 use super::level::Level;
 use super::outcome::{Rejected, Reply};
 use super::{Context, State, region, sandbox};
@@ -48,6 +49,8 @@ pub struct NodeReport {
     pub agent_version: String,
     /// A fence lives there: sandboxes freeze at the lapse of the lease, whatever becomes of the agent.
     pub fence: bool,
+    /// By uuid; empty where the agent only counts them.
+    pub gpus: Vec<GpuDevice>,
 }
 
 /// Whether a node is heard of.
@@ -70,6 +73,13 @@ impl Condition {
     }
 }
 
+/// What a sandbox holds of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holding {
+    pub resources: Resources,
+    pub gpus: GpuHolds,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -89,12 +99,14 @@ pub struct Node {
     pub generation: Generation,
     /// What those hold.
     pub assigned: Resources,
+    /// Of its devices.
+    pub gpu_use: GpuUse,
     /// It came back with less than it holds; it takes nothing until what it holds fits again.
     pub shrunk: bool,
     pub sandboxes: imbl::OrdSet<SandboxName>,
     /// Instances that it is to remove although no sandbox's life holds it: of sandboxes that were moved away, with what they
     /// hold, and orphans that an operator wants gone.
-    pub leftovers: BTreeMap<(SandboxName, Epoch), Resources>,
+    pub leftovers: BTreeMap<(SandboxName, Epoch), Holding>,
     pub templates: BTreeSet<Digest>,
     /// What it runs that the ledger does not know.
     pub orphans: BTreeSet<(SandboxName, Epoch)>,
@@ -141,12 +153,13 @@ pub(super) fn register(
     let Some(node) = state.nodes.get_mut(id) else {
         return add(state, context, id, report);
     };
+    let report = known(report, state.level);
     let node = Arc::make_mut(node);
     if report.incarnation < node.report.incarnation {
         return Err(Rejected::StaleIncarnation(id.clone()));
     }
-    node.report = report.clone();
-    node.shrunk = !node.assigned.fits_in(report.capacity);
+    node.report = report;
+    node.shrunk = !node.assigned.fits_in(node.report.capacity);
     // A hello is followed by all that the agent holds, orphans included.
     node.orphans.clear();
     node.registered = now;
@@ -161,7 +174,7 @@ fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -
     }
     let node = Node {
         id: id.clone(),
-        report: report.clone(),
+        report: known(report, state.level),
         registered: state.log_time,
         condition: Condition::Ready,
         since: state.log_time,
@@ -170,6 +183,7 @@ fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -
         labels: BTreeMap::new(),
         generation: first_generation(state, context),
         assigned: Resources::default(),
+        gpu_use: GpuUse::default(),
         shrunk: false,
         sandboxes: imbl::OrdSet::new(),
         leftovers: BTreeMap::new(),
@@ -179,6 +193,12 @@ fn add(state: &mut State, context: &Context, id: &NodeId, report: &NodeReport) -
     };
     state.nodes.insert(id.clone(), Arc::new(node));
     Ok(Reply::Done)
+}
+
+/// What a level knows of a report: the first has no names for devices.
+fn known(report: &NodeReport, level: Level) -> NodeReport {
+    let gpus = if level >= Level::SECOND { report.gpus.clone() } else { Vec::new() };
+    NodeReport { gpus, ..report.clone() }
 }
 
 /// A node that was forgotten and returns goes on above every generation that its agent may have applied: below, what it is told
@@ -331,7 +351,7 @@ pub(super) fn stop_orphan(
         let missing = || Rejected::OrphanNotFound { node: id.clone(), sandbox: name.clone(), epoch };
         return if known { Ok(Reply::Done) } else { Err(missing()) };
     }
-    node.leftovers.insert(key, Resources::default());
+    node.leftovers.insert(key, Holding::default());
     node.changed(context);
     Ok(Reply::Done)
 }
@@ -380,34 +400,33 @@ fn clear(state: &mut State, context: &Context, id: &NodeId, key: &(SandboxName, 
     }
     let node = Arc::make_mut(node);
     node.orphans.remove(key);
-    if let Some(resources) = node.leftovers.remove(key) {
-        drop_held(node, resources);
+    if let Some(holding) = node.leftovers.remove(key) {
+        drop_held(node, &holding);
         node.changed(context);
     }
     true
 }
 
-fn drop_held(node: &mut Node, resources: Resources) {
-    node.assigned = node.assigned.saturating_sub(resources);
+fn drop_held(node: &mut Node, holding: &Holding) {
+    node.assigned = node.assigned.saturating_sub(holding.resources);
+    node.gpu_use.remove(&holding.gpus);
     node.shrunk = node.shrunk && !node.assigned.fits_in(node.report.capacity);
 }
 
-/// Lets `sandbox` hold `resources` of a node from now on. `false`, and no change, where it does not fit.
-pub(super) fn hold(
-    state: &mut State,
-    context: &Context,
-    id: &NodeId,
-    name: &SandboxName,
-    resources: Resources,
-) -> bool {
+/// Lets `sandbox` hold so much of a node from now on. `false`, and no change, where it does not fit.
+pub(super) fn hold(state: &mut State, context: &Context, id: &NodeId, name: &SandboxName, wanted: &Holding) -> bool {
     let Some(node) = state.nodes.get_mut(id) else { return false };
     if node.has_other_instance_of(name) {
         return false;
     }
-    match node.assigned.checked_add(resources) {
+    if !gpu::fits(&node.report.gpus, &node.gpu_use, wanted.resources.gpus, &wanted.gpus) {
+        return false;
+    }
+    match node.assigned.checked_add(wanted.resources) {
         Some(assigned) if assigned.fits_in(node.report.capacity) => {
             let node = Arc::make_mut(node);
             node.assigned = assigned;
+            node.gpu_use.add(&wanted.gpus);
             node.sandboxes.insert(name.clone());
             node.changed(context);
             true
@@ -417,11 +436,11 @@ pub(super) fn hold(
 }
 
 /// The opposite of [`hold`].
-pub(super) fn release(state: &mut State, context: &Context, id: &NodeId, name: &SandboxName, resources: Resources) {
+pub(super) fn release(state: &mut State, context: &Context, id: &NodeId, name: &SandboxName, holding: &Holding) {
     if let Some(node) = state.nodes.get_mut(id) {
         let node = Arc::make_mut(node);
         if node.sandboxes.remove(name).is_some() {
-            drop_held(node, resources);
+            drop_held(node, holding);
         }
         node.changed(context);
     }
@@ -433,12 +452,12 @@ pub(super) fn leave_over(
     context: &Context,
     id: &NodeId,
     key: (SandboxName, Epoch),
-    resources: Resources,
+    holding: Holding,
 ) {
     if let Some(node) = state.nodes.get_mut(id) {
         let node = Arc::make_mut(node);
         if node.sandboxes.remove(&key.0).is_some() {
-            node.leftovers.insert(key, resources);
+            node.leftovers.insert(key, holding);
         }
         node.changed(context);
     }
@@ -475,6 +494,7 @@ pub(crate) mod testing {
             drivers: vec!["oci".into()],
             agent_version: "0.1.0".into(),
             fence: true,
+            gpus: Vec::new(),
         }
     }
 }

@@ -23,7 +23,9 @@ use warren_proto::units::Resources;
 
 use super::command::LogTime;
 use super::event::{Event, EventKind, Position};
+use super::gpu::GpuHolds;
 use super::level::Level;
+use super::node::Holding;
 use super::pairs::Pairs;
 use super::settings::{Egress, Expiry, Isolation, Restart, Settings};
 use super::{Context, State, template, tenant};
@@ -232,6 +234,8 @@ pub struct Sandbox {
     pub failed_starts: u32,
     /// How often its restart policy started it again.
     pub restarts: u32,
+    /// Devices that it holds, while a node holds it.
+    pub gpus: GpuHolds,
     /// Where the last start failed: the next one prefers another node.
     pub avoid: Option<NodeId>,
     pub created: LogTime,
@@ -239,6 +243,11 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// What it holds of its node.
+    pub fn holding(&self) -> Holding {
+        Holding { resources: self.spec.resources, gpus: self.gpus.clone() }
+    }
+
     /// What holds now.
     pub fn settings(&self) -> &Settings {
         self.updated.as_deref().unwrap_or(&self.spec.settings)

@@ -46,7 +46,7 @@ impl Ledger {
     }
 
     fn create(&mut self, id: &str, on: &str, request: Option<RequestKey>) -> Result<Reply, Rejected> {
-        let decision = Decision::Place(node(on));
+        let decision = Decision::Place(node(on).into());
         self.run(Body::CreateSandbox { sandbox: name(id), spec: spec(400, 400).into(), decision, request })
     }
 
@@ -105,7 +105,7 @@ fn a_decision_that_does_not_hold_queues_the_sandbox_and_oversells_nothing() {
         ledger.create(id, "a", None).unwrap();
     }
     assert_eq!(ledger.kind("three"), "PENDING");
-    let place = |on| Body::PlaceSandbox { sandbox: name("three"), epoch: Epoch(0), node: node(on) };
+    let place = |on| Body::PlaceSandbox { sandbox: name("three"), epoch: Epoch(0), spot: node(on).into() };
     assert!(matches!(ledger.run(place("a")), Err(Rejected::DoesNotFit { .. })));
     assert!(matches!(ledger.run(place("nowhere")), Err(Rejected::NodeNotFound(_))));
     ledger.run(place("b")).unwrap();
@@ -135,7 +135,7 @@ fn a_failed_start_is_tried_elsewhere_and_not_for_ever() {
         let sandbox = ledger.state.sandboxes.get(&name("s")).unwrap();
         assert_eq!(sandbox.avoid, Some(node("a")));
         ledger
-            .run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(u64::from(attempt)), node: node("a") })
+            .run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(u64::from(attempt)), spot: node("a").into() })
             .unwrap();
     }
     ledger.observe("a", "s", u64::from(MAX_START_ATTEMPTS), failed()).unwrap();
@@ -147,7 +147,7 @@ fn what_an_older_epoch_or_agent_says_changes_nothing() {
     let mut ledger = Ledger::new();
     ledger.create("s", "a", None).unwrap();
     ledger.observe("a", "s", 1, failed()).unwrap();
-    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), node: node("b") }).unwrap();
+    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), spot: node("b").into() }).unwrap();
     for (on, epoch) in [("a", 1), ("a", 2), ("b", 1)] {
         ledger.observe(on, "s", epoch, Phase::Running).unwrap();
         assert_eq!(ledger.kind("s"), "STARTING", "{on} {epoch}");
@@ -252,7 +252,7 @@ fn a_chosen_id_is_idempotent_for_the_same_sandbox_only() {
     let other = Body::CreateSandbox {
         sandbox: name("s"),
         spec: spec(1, 1).into(),
-        decision: Decision::Place(node("a")),
+        decision: Decision::Place(node("a").into()),
         request: None,
     };
     assert_eq!(ledger.run(other), Err(Rejected::SandboxExists(name("s"))));
@@ -343,10 +343,10 @@ fn any_body() -> impl Strategy<Value = Body> {
     }));
     prop_oneof![
         4 => (sandbox(), host(), 1u64..700, key.clone()).prop_map(|(sandbox, on, cpu, request)| Body::CreateSandbox {
-            sandbox, spec: spec(cpu, cpu).into(), decision: Decision::Place(on), request
+            sandbox, spec: spec(cpu, cpu).into(), decision: Decision::Place(on.into()), request
         }),
         6 => observe,
-        3 => (sandbox(), 0u64..5, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), node }),
+        3 => (sandbox(), 0u64..5, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), spot: node.into() }),
         2 => (sandbox(), key).prop_map(|(sandbox, request)| Body::DeleteSandbox { sandbox, request }),
         1 => (host(), 0u128..3, 0u64..1500).prop_map(|(node, incarnation, size)| Body::RegisterNode {
             node, report: report(incarnation, resources(size, size))

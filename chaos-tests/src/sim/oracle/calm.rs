@@ -50,7 +50,7 @@ impl Oracle {
                     wrong.push((6, format!("{name} ended, and {node} still holds it")));
                 }
                 Life::Pending { not_before, reason, .. } if *not_before <= self.state.log_time => {
-                    let fits = place(&view, &Request::of(&self.state, sandbox)).ok();
+                    let fits = place(&view, &Request::of(&self.state, sandbox)).ok().map(|spot| spot.node);
                     if let Some(node) = fits {
                         wrong.push((10, format!("{name} still waits ({}) and fits on {node}", reason.message)));
                     }

@@ -52,7 +52,7 @@ impl Oracle {
         }
         for (id, node) in &self.state.nodes {
             let sum = held.entry(id.clone()).or_default();
-            *sum = node.leftovers.values().try_fold(*sum, |sum, left| sum.checked_add(*left)).unwrap_or(*sum);
+            *sum = node.leftovers.values().try_fold(*sum, |sum, left| sum.checked_add(left.resources)).unwrap_or(*sum);
         }
         for (node, sum) in held {
             let was = before.nodes.get(&node).map(|node| node.assigned).unwrap_or_default();

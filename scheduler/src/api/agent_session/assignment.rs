@@ -9,7 +9,8 @@ use warren_proto::v1::assigned_sandbox::Desired;
 use warren_proto::v1::open_session_response::Message;
 use warren_proto::v1::token_claims::Scope;
 use warren_proto::v1::{
-    AssignedSandbox, AssignedTemplate, Assignment, AssignmentDelta, Label, Resources, TemplateSource, TokenClaims,
+    AssignedGpu, AssignedSandbox, AssignedTemplate, Assignment, AssignmentDelta, Label, Resources, TemplateSource,
+    TokenClaims,
 };
 
 use crate::api::convert;
@@ -18,6 +19,7 @@ use crate::controller::sessions::Concerned;
 use crate::secrets::Sealer;
 use crate::signer::Signer;
 use crate::state::State;
+use crate::state::gpu::GpuHold;
 use crate::state::node::Node;
 use crate::state::sandbox::{Life, Sandbox};
 use crate::state::settings::Egress;
@@ -140,6 +142,10 @@ fn wanted(state: &State, node: &Node, name: &SandboxName) -> BTreeMap<Instance, 
     all
 }
 
+fn assigned_gpu(hold: &GpuHold) -> AssignedGpu {
+    AssignedGpu { uuid: hold.uuid.to_string(), milli: hold.milli.into(), memory_bytes: saturated(hold.memory.0) }
+}
+
 fn desired(life: &Life) -> Desired {
     match life {
         Life::Starting { .. } | Life::Running { .. } => Desired::Running,
@@ -191,7 +197,7 @@ impl Writer<'_> {
             driver: String::new(),
             on_isolation: convert::isolation(spec.isolation).into(),
             egress: Some(convert::egress(&sandbox.settings().egress)),
-            gpus: Vec::new(),
+            gpus: sandbox.gpus.iter().map(assigned_gpu).collect(),
         })
     }
 
@@ -284,9 +290,9 @@ mod tests {
         prop_oneof![
             4 => (sandbox(), host()).prop_map(|(sandbox, on)| {
                 let spec = SandboxSpec { isolation: Isolation::Freeze, ..spec(1, 1) };
-                Body::CreateSandbox { sandbox, spec: spec.into(), decision: Decision::Place(on), request: None }
+                Body::CreateSandbox { sandbox, spec: spec.into(), decision: Decision::Place(on.into()), request: None }
             }),
-            3 => (sandbox(), 0u64..6, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), node }),
+            3 => (sandbox(), 0u64..6, host()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch: Epoch(epoch), spot: node.into() }),
             2 => sandbox().prop_map(|sandbox| Body::DeleteSandbox { sandbox, request: None }),
             2 => (sandbox(), egress).prop_map(|(sandbox, egress)| {
                 let change = Change { egress: Some(egress), ..Change::default() };

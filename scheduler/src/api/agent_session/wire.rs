@@ -11,6 +11,7 @@ use warren_proto::v1::sandbox_observation::Phase as WirePhase;
 use crate::api::status::invalid_field;
 use crate::api::validate;
 use crate::state::command::{Observation, Observed, Phase};
+use crate::state::gpu::{GpuDevice, MAX_DEVICES};
 use crate::state::node::NodeReport;
 use crate::state::sandbox::Exit;
 
@@ -28,6 +29,9 @@ const MAX_DRIVERS: usize = 32;
 
 /// Most templates that one node reports: they fit a log entry.
 const MAX_REPORTED: usize = 1_000;
+
+/// Longest uuid or model of a GPU, in bytes: NVML gives at most 96.
+const MAX_GPU_TEXT: usize = 128;
 
 /// An agent's first message.
 pub(super) struct Hello {
@@ -64,10 +68,35 @@ pub(super) fn hello(wire: v1::Hello) -> Result<Hello, Status> {
         drivers: wire.drivers,
         agent_version: shortened(&wire.agent_version),
         fence: wire.fence,
+        gpus: devices(wire.gpus)?,
     };
     let observation = wire.observation.ok_or_else(|| invalid_field("hello.observation", "must be set"))?;
     let observation = self::observation(observation)?;
     Ok(Hello { node, ledger_id: Some(wire.ledger_id).filter(|id| !id.is_empty()), report, observation })
+}
+
+/// By uuid, none twice.
+fn devices(wire: Vec<v1::GpuDevice>) -> Result<Vec<GpuDevice>, Status> {
+    if wire.len() > MAX_DEVICES {
+        return Err(invalid_field("hello.gpus", format!("at most {MAX_DEVICES}")));
+    }
+    let mut devices = BTreeMap::new();
+    for gpu in wire {
+        if gpu.uuid.is_empty() || gpu.uuid.len() > MAX_GPU_TEXT || gpu.model.len() > MAX_GPU_TEXT {
+            let limits = format!("uuid must be set; it and the model have at most {MAX_GPU_TEXT} bytes");
+            return Err(invalid_field("hello.gpus", limits));
+        }
+        let device = GpuDevice {
+            uuid: gpu.uuid.as_str().into(),
+            model: gpu.model.into(),
+            memory: Bytes(amount("hello.gpus.memory_bytes", gpu.memory_bytes)?),
+            enforced: gpu.enforced,
+        };
+        if devices.insert(gpu.uuid, device).is_some() {
+            return Err(invalid_field("hello.gpus.uuid", "is named twice"));
+        }
+    }
+    Ok(devices.into_values().collect())
 }
 
 fn amount(field: &str, value: i64) -> Result<u64, Status> {

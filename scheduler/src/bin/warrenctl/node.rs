@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use warren_proto::v1::{
-    CordonNodeRequest, ForgetNodeRequest, GetNodeRequest, ListNodesRequest, Node, SetNodeLabelsRequest,
+    CordonNodeRequest, ForgetNodeRequest, GetNodeRequest, ListNodesRequest, Node, NodeGpu, SetNodeLabelsRequest,
     StopOrphanRequest, UncordonNodeRequest,
 };
 
@@ -216,6 +216,16 @@ fn state_words(node: &Node) -> String {
     if node.cordoned { format!("{state},CORDONED") } else { state }
 }
 
+/// `GPU-1 (A100, 40 GiB, held)`.
+fn gpu(gpu: &NodeGpu) -> String {
+    let held = match gpu.held_milli {
+        0 => "free".to_owned(),
+        1000 => "held".to_owned(),
+        some => format!("{some}/1000 held"),
+    };
+    format!("{} ({}, {}, {held})", gpu.uuid, gpu.model, bytes(gpu.memory_bytes))
+}
+
 fn node_details(node: &Node) -> String {
     let (used, all) = (node.assigned.unwrap_or_default(), node.capacity.unwrap_or_default());
     let usage = |show: fn(i64) -> String, used: i64, all: i64| {
@@ -233,6 +243,7 @@ fn node_details(node: &Node) -> String {
         ("CPU", usage(cpu, used.cpu_milli, all.cpu_milli)),
         ("Memory", usage(bytes, used.memory_bytes, all.memory_bytes)),
         ("Disk", usage(bytes, used.disk_bytes, all.disk_bytes)),
+        ("GPUs", or_dash(node.gpus.iter().map(gpu).collect::<Vec<_>>().join(", "))),
         ("Generation", node.generation.to_string()),
         ("Templates", or_dash(node.template_digests.join(", "))),
         ("Orphans", node.orphans.join(", ")),

@@ -246,6 +246,7 @@ pub fn sandbox_details(sandbox: &Sandbox) -> String {
         ("Looked at", sandbox.retry_time.map(|at| format!("{at} at the latest")).unwrap_or_default()),
         ("Node", or_dash(sandbox.node.clone())),
         ("Epoch", sandbox.epoch.to_string()),
+        ("GPUs", sandbox.gpu_uuids.join(", ")),
         ("Template", sandbox.template.clone()),
         ("Command", sandbox.command.join(" ")),
         ("Working directory", sandbox.working_directory.clone()),

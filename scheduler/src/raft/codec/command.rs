@@ -17,7 +17,7 @@ use super::settings::{settings, settings_to};
 use super::{CodecError, require};
 use crate::state::command::{
     BatchItem, Body, Caller, Change, Command, Decision, LedgerId, LogTime, Observation, Observed, Phase, ReplicaRecord,
-    RequestKey, Role,
+    RequestKey, Role, Spot,
 };
 use crate::state::level::Level;
 use crate::state::sandbox::{PendingReason, SandboxSpec};
@@ -113,12 +113,14 @@ impl From<&Body> for WireBody {
                 sandbox: sandbox.to_string(),
                 spec: Some(spec.as_ref().into()),
                 decision: Some(decision.into()),
+                gpus: gpus_of(decision),
                 request: request.as_ref().map(Into::into),
             }),
-            Body::PlaceSandbox { sandbox, epoch, node } => Self::PlaceSandbox(pb::StoredPlaceSandbox {
+            Body::PlaceSandbox { sandbox, epoch, spot } => Self::PlaceSandbox(pb::StoredPlaceSandbox {
                 sandbox: sandbox.to_string(),
                 epoch: epoch.0,
-                node: node.to_string(),
+                node: spot.node.to_string(),
+                gpus: part::gpu_holds_to(&spot.gpus),
             }),
             Body::ExplainPending { sandbox, epoch, reason } => Self::ExplainPending(pb::StoredExplainPending {
                 sandbox: sandbox.to_string(),
@@ -251,14 +253,15 @@ fn create_batch_to(items: &[BatchItem], request: Option<&RequestKey>) -> pb::Sto
     let (mut specs, mut nodes, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
     let mut wire = Vec::with_capacity(items.len());
     for BatchItem { sandbox, spec, decision } in items {
+        let gpus = gpus_of(decision);
         let decision = match decision {
-            Decision::Place(node) => WireItemDecision::PlaceAt(place_of(&mut nodes, node)),
+            Decision::Place(spot) => WireItemDecision::PlaceAt(place_of(&mut nodes, &spot.node)),
             Decision::Queue(reason) => WireItemDecision::QueueAt(place_of(&mut reasons, reason)),
         };
         let own = Some(&sandbox.tenant) == tenant;
         let sandbox = if own { sandbox.id.to_string() } else { sandbox.to_string() };
         let spec = place_of(&mut specs, spec);
-        wire.push(pb::StoredBatchItem { sandbox, spec, decision: Some(decision) });
+        wire.push(pb::StoredBatchItem { sandbox, spec, decision: Some(decision), gpus });
     }
     pb::StoredCreateBatch {
         specs: specs.into_iter().map(|spec| spec.as_ref().into()).collect(),
@@ -292,9 +295,11 @@ fn create_batch(body: pb::StoredCreateBatch) -> Result<Body, CodecError> {
     let item = |item: pb::StoredBatchItem| {
         let spec = at(&specs, item.spec, "item.spec")?;
         let decision = match require(item.decision, "item.decision")? {
-            WireItemDecision::Place(node) => Decision::Place(part::node(&node, "decision.place")?),
+            WireItemDecision::Place(node) => Decision::Place(spot(&node, &item.gpus)?),
             WireItemDecision::Queue(reason) => Decision::Queue(reason.try_into()?),
-            WireItemDecision::PlaceAt(place) => Decision::Place(at(&nodes, place, "item.place_at")?),
+            WireItemDecision::PlaceAt(place) => {
+                Decision::Place(Spot { node: at(&nodes, place, "item.place_at")?, gpus: part::gpu_holds(&item.gpus)? })
+            }
             WireItemDecision::QueueAt(place) => Decision::Queue(at(&reasons, place, "item.queue_at")?),
         };
         let sandbox = match item.sandbox.contains('/') {
@@ -350,13 +355,13 @@ impl TryFrom<WireBody> for Body {
             WireBody::CreateSandbox(body) => Self::CreateSandbox {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
                 spec: Arc::new(require(body.spec, "spec")?.try_into()?),
-                decision: require(body.decision, "decision")?.try_into()?,
+                decision: decision(require(body.decision, "decision")?, &body.gpus)?,
                 request: part::request(body.request)?,
             },
             WireBody::PlaceSandbox(body) => Self::PlaceSandbox {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
                 epoch: Epoch(body.epoch),
-                node: part::node(&body.node, "node")?,
+                spot: spot(&body.node, &body.gpus)?,
             },
             WireBody::ExplainPending(body) => Self::ExplainPending {
                 sandbox: part::sandbox(&body.sandbox, "sandbox")?,
@@ -428,19 +433,27 @@ fn observe(body: pb::StoredObserve) -> Result<Body, CodecError> {
 impl From<&Decision> for WireDecision {
     fn from(from: &Decision) -> Self {
         match from {
-            Decision::Place(node) => Self::Place(node.to_string()),
+            Decision::Place(spot) => Self::Place(spot.node.to_string()),
             Decision::Queue(reason) => Self::Queue(reason.into()),
         }
     }
 }
 
-impl TryFrom<WireDecision> for Decision {
-    type Error = CodecError;
-    fn try_from(from: WireDecision) -> Result<Self, CodecError> {
-        Ok(match from {
-            WireDecision::Place(node) => Self::Place(part::node(&node, "decision.place")?),
-            WireDecision::Queue(reason) => Self::Queue(reason.try_into()?),
-        })
+fn decision(from: WireDecision, gpus: &[pb::StoredGpuHold]) -> Result<Decision, CodecError> {
+    Ok(match from {
+        WireDecision::Place(node) => Decision::Place(spot(&node, gpus)?),
+        WireDecision::Queue(reason) => Decision::Queue(reason.try_into()?),
+    })
+}
+
+fn spot(node: &str, gpus: &[pb::StoredGpuHold]) -> Result<Spot, CodecError> {
+    Ok(Spot { node: part::node(node, "decision.place")?, gpus: part::gpu_holds(gpus)? })
+}
+
+fn gpus_of(decision: &Decision) -> Vec<pb::StoredGpuHold> {
+    match decision {
+        Decision::Place(spot) => part::gpu_holds_to(&spot.gpus),
+        Decision::Queue(_) => Vec::new(),
     }
 }
 

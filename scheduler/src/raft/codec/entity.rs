@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use warren_proto::ids::{Epoch, Generation, ReplicaId, SandboxName, TenantId};
-use warren_proto::units::Resources;
 use warren_proto::v1 as pb;
 use warren_proto::v1::stored_answer::Reply as WireReply;
 use warren_proto::v1::stored_sandbox::Life as WireLife;
@@ -12,7 +11,7 @@ use super::part::{self, array, digest_set, digests, resources, resources_to, tex
 use super::settings::{settings, settings_to};
 use super::{CodecError, region, require};
 use crate::state::command::{LogTime, ReplicaRecord};
-use crate::state::node::{Condition, Node};
+use crate::state::node::{Condition, Holding, Node};
 use crate::state::outcome::{Kept, Reply, Subject};
 use crate::state::request::{Answer, Scope};
 use crate::state::sandbox::{Ending, FailedKind, Life, Sandbox};
@@ -52,6 +51,7 @@ impl From<&Node> for pb::StoredNode {
             reachable: from.is_ready(),
             generation: from.generation.0,
             assigned: Some(resources_to(from.assigned)),
+            gpu_use: part::gpu_use_to(&from.gpu_use),
             sandboxes: from.sandboxes.iter().map(ToString::to_string).collect(),
             template_digests: digests(&from.templates),
             orphans: from.orphans.iter().map(orphan).collect(),
@@ -67,12 +67,18 @@ impl From<&Node> for pb::StoredNode {
     }
 }
 
-fn leftover_to(((sandbox, epoch), held): (&(SandboxName, Epoch), &Resources)) -> pb::StoredLeftover {
-    pb::StoredLeftover { sandbox: sandbox.to_string(), epoch: epoch.0, resources: Some(resources_to(*held)) }
+fn leftover_to(((sandbox, epoch), held): (&(SandboxName, Epoch), &Holding)) -> pb::StoredLeftover {
+    pb::StoredLeftover {
+        sandbox: sandbox.to_string(),
+        epoch: epoch.0,
+        resources: Some(resources_to(held.resources)),
+        gpus: part::gpu_holds_to(&held.gpus),
+    }
 }
 
-fn leftover(from: &pb::StoredLeftover) -> Result<((SandboxName, Epoch), Resources), CodecError> {
-    Ok(((part::sandbox(&from.sandbox, "leftover")?, Epoch(from.epoch)), resources(from.resources)?))
+fn leftover(from: &pb::StoredLeftover) -> Result<((SandboxName, Epoch), Holding), CodecError> {
+    let holding = Holding { resources: resources(from.resources)?, gpus: part::gpu_holds(&from.gpus)? };
+    Ok(((part::sandbox(&from.sandbox, "leftover")?, Epoch(from.epoch)), holding))
 }
 
 pub(super) fn condition_to(from: Condition) -> pb::StoredCondition {
@@ -113,6 +119,7 @@ impl TryFrom<pb::StoredNode> for Node {
             labels: part::map(from.labels),
             generation: Generation(from.generation),
             assigned: resources(from.assigned)?,
+            gpu_use: part::gpu_use(&from.gpu_use)?,
             sandboxes: from
                 .sandboxes
                 .iter()
@@ -266,6 +273,7 @@ impl From<&Sandbox> for pb::StoredSandbox {
             life: Some((&from.life).into()),
             epoch: from.epoch.0,
             failed_starts: from.failed_starts,
+            gpus: part::gpu_holds_to(&from.gpus),
             avoid: text(from.avoid.as_ref()),
             created_ms: from.created.0,
             revision: from.revision,
@@ -284,6 +292,7 @@ impl TryFrom<pb::StoredSandbox> for Sandbox {
             life: require(from.life, "sandbox.life")?.try_into()?,
             epoch: Epoch(from.epoch),
             failed_starts: from.failed_starts,
+            gpus: part::gpu_holds(&from.gpus)?,
             avoid: part::optional(&from.avoid, part::node, "sandbox.avoid")?,
             created: LogTime(from.created_ms),
             revision: from.revision,

@@ -10,6 +10,7 @@ use warren_proto::v1::stored_pending_reason::Code;
 use super::settings::{isolation, isolation_to, restart, restart_to, settings, settings_beside_labels};
 use super::{CodecError, require};
 use crate::state::command::{RequestKey, TemplateSpec};
+use crate::state::gpu::{GpuDevice, GpuHold, GpuHolds, GpuUse, GpuUsed};
 use crate::state::node::NodeReport;
 use crate::state::pairs::Pairs;
 use crate::state::sandbox::{Exit, PendingCode, PendingReason, SandboxSpec};
@@ -84,6 +85,51 @@ pub(super) fn digest_set(list: &[Vec<u8>]) -> Result<BTreeSet<Digest>, CodecErro
     list.iter().map(|bytes| array(bytes, "template_digests").map(Digest)).collect()
 }
 
+pub(super) fn gpu_holds_to(holds: &GpuHolds) -> Vec<pb::StoredGpuHold> {
+    let hold = |hold: &GpuHold| stored_hold(&hold.uuid, hold.milli, hold.memory);
+    holds.iter().map(hold).collect()
+}
+
+pub(super) fn gpu_holds(holds: &[pb::StoredGpuHold]) -> Result<GpuHolds, CodecError> {
+    let hold = |hold: &pb::StoredGpuHold| {
+        let uuid = if hold.uuid.is_empty() { Err(CodecError::Missing { field: "gpu.uuid" }) } else { Ok(&hold.uuid) };
+        Ok(GpuHold { uuid: uuid?.as_str().into(), milli: hold.milli, memory: Bytes(hold.memory_bytes) })
+    };
+    holds.iter().map(hold).collect()
+}
+
+pub(super) fn gpu_use_to(used: &GpuUse) -> Vec<pb::StoredGpuHold> {
+    used.iter().map(|(uuid, used)| stored_hold(uuid, used.milli, used.memory)).collect()
+}
+
+pub(super) fn gpu_use(used: &[pb::StoredGpuHold]) -> Result<GpuUse, CodecError> {
+    let held = gpu_holds(used)?;
+    let one = |hold: &GpuHold| (hold.uuid.clone(), GpuUsed { milli: hold.milli, memory: hold.memory });
+    Ok(held.iter().map(one).collect())
+}
+
+fn stored_hold(uuid: &str, milli: u32, memory: Bytes) -> pb::StoredGpuHold {
+    pb::StoredGpuHold { uuid: uuid.to_owned(), milli, memory_bytes: memory.0 }
+}
+
+fn device_to(device: &GpuDevice) -> pb::StoredGpuDevice {
+    pb::StoredGpuDevice {
+        uuid: device.uuid.to_string(),
+        model: device.model.to_string(),
+        memory_bytes: device.memory.0,
+        enforced: device.enforced,
+    }
+}
+
+fn device(from: pb::StoredGpuDevice) -> GpuDevice {
+    GpuDevice {
+        uuid: from.uuid.into(),
+        model: from.model.into(),
+        memory: Bytes(from.memory_bytes),
+        enforced: from.enforced,
+    }
+}
+
 pub(super) fn resources_to(from: Resources) -> pb::StoredResources {
     pb::StoredResources {
         cpu_milli: from.cpu.0,
@@ -114,6 +160,7 @@ impl From<&NodeReport> for pb::StoredNodeReport {
             drivers: from.drivers.clone(),
             agent_version: from.agent_version.clone(),
             fence: from.fence,
+            gpus: from.gpus.iter().map(device_to).collect(),
         }
     }
 }
@@ -130,6 +177,7 @@ impl TryFrom<pb::StoredNodeReport> for NodeReport {
             drivers: from.drivers,
             agent_version: from.agent_version,
             fence: from.fence,
+            gpus: from.gpus.into_iter().map(device).collect(),
         })
     }
 }

@@ -11,11 +11,12 @@ use crate::raft::types::{Batch, Entry, LogId, Member, Membership};
 use crate::state::State;
 use crate::state::command::{
     BatchItem, Body, Caller, Change, Command, Decision, LedgerId, LogTime, Observation, Observed, Phase, ReplicaRecord,
-    RequestKey, Role, TemplateSpec,
+    RequestKey, Role, Spot, TemplateSpec,
 };
 use crate::state::event::{Event, EventKind, Position};
+use crate::state::gpu::{GpuDevice, GpuHold, GpuHolds, GpuUse};
 use crate::state::level::Level;
-use crate::state::node::{Condition, Node, NodeReport};
+use crate::state::node::{Condition, Holding, Node, NodeReport};
 use crate::state::outcome::{Kept, Reply, Subject};
 use crate::state::pairs::Pairs;
 use crate::state::region::{Pauses, Region};
@@ -63,6 +64,7 @@ pub(crate) fn report() -> NodeReport {
         drivers: vec!["oci".into(), "sim".into()],
         agent_version: "0.1.0".into(),
         fence: false,
+        gpus: Vec::new(),
     }
 }
 
@@ -239,9 +241,9 @@ pub(crate) fn bodies() -> Vec<(&'static str, Body)> {
             Body::CreateTemplate { template: template_id(), spec: template_spec(), request: Some(request()) },
         ),
         ("delete_template", Body::DeleteTemplate { template: template_id() }),
-        ("create_sandbox_placed", create(Decision::Place(node()))),
+        ("create_sandbox_placed", create(Decision::Place(node().into()))),
         ("create_sandbox_queued", create(Decision::Queue(reason()))),
-        ("place_sandbox", Body::PlaceSandbox { sandbox: name(), epoch: Epoch(4), node: node() }),
+        ("place_sandbox", Body::PlaceSandbox { sandbox: name(), epoch: Epoch(4), spot: node().into() }),
         ("explain_pending", Body::ExplainPending { sandbox: name(), epoch: Epoch(4), reason: reason() }),
         ("delete_sandbox", Body::DeleteSandbox { sandbox: name(), request: Some(request()) }),
         ("forget_ended", Body::ForgetEnded { sandboxes: vec![name()] }),
@@ -269,7 +271,7 @@ pub(crate) fn bodies_of_second_level() -> Vec<(&'static str, Body)> {
             Body::CreateSandbox {
                 sandbox: name(),
                 spec: full_spec().into(),
-                decision: Decision::Place(node()),
+                decision: Decision::Place(node().into()),
                 request: None,
             },
         ),
@@ -292,12 +294,30 @@ pub(crate) fn bodies_of_second_level() -> Vec<(&'static str, Body)> {
         (
             "create_batch_2",
             Body::CreateBatch {
-                items: vec![item("b-1", Decision::Place(node())), item("b-2", Decision::Queue(reason()))],
+                items: vec![item("b-1", Decision::Place(node().into())), item("b-2", Decision::Queue(reason()))],
                 request: Some(request()),
             },
         ),
         ("set_quota", Body::SetQuota { tenant: Some(tenant()), quota: Some(quota()) }),
         ("set_quota_default", Body::SetQuota { tenant: None, quota: None }),
+        (
+            "register_node_gpus_2",
+            Body::RegisterNode { node: node(), report: NodeReport { gpus: devices(), ..report() } },
+        ),
+        ("place_sandbox_gpus_2", Body::PlaceSandbox { sandbox: name(), epoch: Epoch(4), spot: gpu_spot() }),
+        (
+            "create_sandbox_gpus_2",
+            Body::CreateSandbox {
+                sandbox: name(),
+                spec: full_spec().into(),
+                decision: Decision::Place(gpu_spot()),
+                request: None,
+            },
+        ),
+        (
+            "create_batch_gpus_2",
+            Body::CreateBatch { items: vec![item("b-1", Decision::Place(gpu_spot()))], request: None },
+        ),
         ("set_pause", Body::SetPause { creates: Some(true), placement: Some(false), moves: None }),
         ("release_brake", Body::ReleaseBrake),
         ("end_due", Body::EndDue { sandboxes: vec![name()] }),
@@ -369,6 +389,7 @@ pub(crate) fn sandbox(life: Life) -> Sandbox {
         updated: None,
         restarts: 0,
         failed_starts: 2,
+        gpus: GpuHolds::default(),
         avoid: Some(node()),
         created: LogTime(11),
         revision: 99,
@@ -393,6 +414,7 @@ pub(crate) fn whole_node() -> Node {
         leftovers: BTreeMap::new(),
         generation: Generation(17),
         assigned: resources(),
+        gpu_use: GpuUse::default(),
         sandboxes: std::iter::once(name()).collect(),
         templates: BTreeSet::from([Digest([4; 32])]),
         orphans: BTreeSet::from([(name(), Epoch(2))]),
@@ -418,9 +440,36 @@ pub(crate) fn silent_node() -> Node {
         cordoned: true,
         shrunk: true,
         labels: pairs(),
-        leftovers: BTreeMap::from([((old, Epoch(1)), resources())]),
+        leftovers: BTreeMap::from([((old, Epoch(1)), Holding { resources: resources(), ..Holding::default() })]),
         ..whole_node()
     }
+}
+
+/// A node with devices, some of them held.
+pub(crate) fn gpu_node() -> Node {
+    let old = SandboxName::parse("tenants/acme/sandboxes/old").unwrap();
+    let mut gpu_use = GpuUse::default();
+    gpu_use.add(&holds());
+    Node {
+        report: NodeReport { gpus: devices(), ..report() },
+        gpu_use,
+        leftovers: BTreeMap::from([((old, Epoch(1)), Holding { resources: resources(), gpus: holds() })]),
+        ..whole_node()
+    }
+}
+
+fn devices() -> Vec<GpuDevice> {
+    let device =
+        |uuid: &str, enforced| GpuDevice { uuid: uuid.into(), model: "A100".into(), memory: Bytes(40), enforced };
+    vec![device("GPU-1", false), device("MIG-2", true)]
+}
+
+fn holds() -> GpuHolds {
+    devices().iter().map(GpuHold::whole).collect()
+}
+
+fn gpu_spot() -> Spot {
+    Spot { node: node(), gpus: holds() }
 }
 
 pub(crate) fn suspect_node() -> Node {
@@ -438,6 +487,7 @@ pub(crate) fn sandboxes_of_second_level() -> Vec<(&'static str, Sandbox)> {
         ("sandbox_whole_2", whole),
         ("sandbox_cancelled_2", sandbox(failed(FailedKind::Cancelled))),
         ("sandbox_lost_2", sandbox(failed(FailedKind::Lost))),
+        ("sandbox_gpus_2", Sandbox { gpus: holds(), ..sandbox(Life::Running { node: node(), since: at }) }),
     ]
 }
 

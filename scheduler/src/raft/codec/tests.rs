@@ -23,9 +23,10 @@ use crate::raft::types::{Batch, Entry, LogId, Vote};
 use crate::state::State;
 use crate::state::command::{
     BatchItem, Body, Caller, Change, Command, Decision, LogTime, Observation, Observed, Phase, ReplicaRecord,
-    RequestKey, Role,
+    RequestKey, Role, Spot,
 };
 use crate::state::event::Position;
+use crate::state::gpu::{GpuHold, GpuHolds};
 use crate::state::level::Level;
 use crate::state::node::{Node, NodeReport};
 use crate::state::sandbox::{Exit, PendingReason, Sandbox, SandboxSpec};
@@ -145,6 +146,7 @@ fn bytes_on_disk_stay_as_they_are() {
     for (name, reason) in reasons() {
         golden.check(name, &reason, |r| pb::StoredPendingReason::from(r), TryInto::try_into);
     }
+    golden.check("node_gpus_2", &gpu_node(), |n| pb::StoredNode::from(n), TryInto::try_into);
     golden.check("node_suspect_2", &suspect_node(), |n| pb::StoredNode::from(n), TryInto::try_into);
     golden.check(
         "membership_standby",
@@ -327,8 +329,18 @@ fn any_quota() -> impl Strategy<Value = Quota> {
     )
 }
 
+fn any_spot() -> impl Strategy<Value = Spot> {
+    (any_id(), any_holds()).prop_map(|(node, gpus)| Spot { node, gpus })
+}
+
+fn any_holds() -> impl Strategy<Value = GpuHolds> {
+    let hold = ("[A-Z0-9-]{1,9}", any::<(u32, u64)>());
+    let hold = hold.prop_map(|(uuid, (milli, memory))| GpuHold { uuid: uuid.into(), milli, memory: Bytes(memory) });
+    prop::collection::vec(hold, 0..4).prop_map(GpuHolds::from_iter)
+}
+
 fn any_decision() -> impl Strategy<Value = Decision> {
-    prop_oneof![any_id().prop_map(Decision::Place), any_reason().prop_map(Decision::Queue)]
+    prop_oneof![any_spot().prop_map(Decision::Place), any_reason().prop_map(Decision::Queue)]
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
@@ -374,7 +386,11 @@ fn any_body_of_sandboxes() -> impl Strategy<Value = Body> {
             epoch,
             reason
         }),
-        (any_name(), epoch(), any_id()).prop_map(|(sandbox, epoch, node)| Body::PlaceSandbox { sandbox, epoch, node }),
+        (any_name(), epoch(), any_spot()).prop_map(|(sandbox, epoch, spot)| Body::PlaceSandbox {
+            sandbox,
+            epoch,
+            spot
+        }),
         (any_name(), epoch()).prop_map(|(sandbox, epoch)| Body::RequeueSandbox { sandbox, epoch }),
         (any_name(), any_request()).prop_map(|(sandbox, request)| Body::DeleteSandbox { sandbox, request }),
         prop::collection::vec(any_name(), 0..5).prop_map(|sandboxes| Body::ForgetEnded { sandboxes }),

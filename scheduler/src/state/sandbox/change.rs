@@ -9,8 +9,9 @@ use super::{
     ENDED_RETENTION_MS, FailedKind, Life, PendingCode, PendingReason, Sandbox, forget, held, lost, pending, put, store,
     tell,
 };
-use crate::state::command::{Change, LogTime, RequestKey};
+use crate::state::command::{Change, LogTime, RequestKey, Spot};
 use crate::state::event::EventKind;
+use crate::state::gpu::GpuHolds;
 use crate::state::node::Condition;
 use crate::state::outcome::{Rejected, Reply};
 use crate::state::settings::{Expiry, Isolation, Restart, Settings};
@@ -21,16 +22,17 @@ pub(in crate::state) fn place(
     context: &Context,
     name: &SandboxName,
     epoch: Epoch,
-    id: &NodeId,
+    spot: &Spot,
 ) -> Result<Reply, Rejected> {
     let mut sandbox = waiting(state, name, epoch)?;
     if state.region.pauses.placement {
         return Err(Rejected::Paused("placement"));
     }
+    let id = &spot.node;
     if !state.nodes.contains_key(id) {
         return Err(Rejected::NodeNotFound(id.clone()));
     }
-    if !occupy(state, context, &mut sandbox, id) {
+    if !occupy(state, context, &mut sandbox, spot) {
         return Err(Rejected::DoesNotFit { sandbox: name.clone(), node: id.clone() });
     }
     Ok(Reply::Sandbox(store(state, context, sandbox, EventKind::Updated)))
@@ -172,7 +174,8 @@ pub(in crate::state) fn requeue(
     if !down || sandbox.spec.isolation != Isolation::Freeze {
         return Err(wrong());
     }
-    node::leave_over(state, context, &id, (name.clone(), epoch), sandbox.spec.resources);
+    node::leave_over(state, context, &id, (name.clone(), epoch), sandbox.holding());
+    sandbox.gpus = GpuHolds::default();
     sandbox.life =
         pending(state, PendingCode::NodeDown, &format!("node {id} is down; it is frozen there, and placed elsewhere"));
     Ok(Reply::Sandbox(store(state, context, sandbox, EventKind::Updated)))
@@ -181,7 +184,8 @@ pub(in crate::state) fn requeue(
 /// Its node is forgotten.
 pub(in crate::state) fn give_up(state: &mut State, context: &Context, name: &SandboxName, id: &NodeId) {
     let Some(mut sandbox) = held(state, id, name) else { return };
-    node::release(state, context, id, name, sandbox.spec.resources);
+    node::release(state, context, id, name, &sandbox.holding());
+    sandbox.gpus = GpuHolds::default();
     let moves = sandbox.spec.restart != Restart::Never || sandbox.spec.isolation == Isolation::Freeze;
     match &mut sandbox.life {
         Life::Stopping { .. } => {

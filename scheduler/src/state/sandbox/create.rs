@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use warren_proto::ids::{NodeId, SandboxName};
+use warren_proto::ids::SandboxName;
 
 use super::{Life, MAX_SANDBOXES, PendingCode, Sandbox, SandboxSpec, pending, store};
-use crate::state::command::{BatchItem, Decision, RequestKey};
+use crate::state::command::{BatchItem, Decision, RequestKey, Spot};
 use crate::state::event::EventKind;
+use crate::state::gpu::GpuHolds;
 use crate::state::level::Level;
+use crate::state::node::Holding;
 use crate::state::outcome::{Rejected, Reply};
 use crate::state::settings::Isolation;
 use crate::state::{Context, State, node, template, tenant};
@@ -89,6 +91,7 @@ fn create_one(
         updated: None,
         failed_starts: 0,
         restarts: 0,
+        gpus: GpuHolds::default(),
         avoid: None,
         created: state.log_time,
         revision: context.index,
@@ -97,8 +100,8 @@ fn create_one(
         Decision::Place(_) if state.region.pauses.placement => {
             sandbox.life = pending(state, PendingCode::Paused, "placement is paused in this region");
         }
-        Decision::Place(node) => {
-            let _placed_or_queued = occupy(state, context, &mut sandbox, node);
+        Decision::Place(spot) => {
+            let _placed_or_queued = occupy(state, context, &mut sandbox, spot);
         }
         Decision::Queue(reason) => {
             sandbox.life = pending(state, reason.code, &reason.message);
@@ -108,15 +111,18 @@ fn create_one(
 }
 
 /// Puts a pending sandbox on a node, under its next epoch, if the node is ready for it and has room.
-pub(super) fn occupy(state: &mut State, context: &Context, sandbox: &mut Sandbox, id: &NodeId) -> bool {
+pub(super) fn occupy(state: &mut State, context: &Context, sandbox: &mut Sandbox, spot: &Spot) -> bool {
+    let Spot { node: id, gpus } = spot;
     let Some(node) = state.nodes.get(id) else { return false };
     let unfenced = sandbox.spec.isolation == Isolation::Freeze && !node.report.fence;
     if !node.is_ready() || node.cordoned || unfenced {
         return false;
     }
-    if !node::hold(state, context, id, &sandbox.name, sandbox.spec.resources) {
+    let wanted = Holding { resources: sandbox.spec.resources, gpus: gpus.clone() };
+    if !node::hold(state, context, id, &sandbox.name, &wanted) {
         return false;
     }
+    sandbox.gpus = wanted.gpus;
     sandbox.epoch = sandbox.epoch.max(state.restored_floor).next();
     sandbox.life = Life::Starting { node: id.clone(), since: state.log_time };
     true

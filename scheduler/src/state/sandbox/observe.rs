@@ -7,6 +7,7 @@ use super::{
 };
 use crate::state::command::{Observed, Phase};
 use crate::state::event::EventKind;
+use crate::state::gpu::GpuHolds;
 use crate::state::{Context, State, node};
 
 /// What a node saw of a sandbox that it holds in the ledger too; anything else is out of date and changes nothing.
@@ -53,7 +54,8 @@ fn observe_failure(state: &mut State, context: &Context, mut sandbox: Sandbox, i
     if !matches!(sandbox.life, Life::Starting { .. } | Life::Running { .. }) {
         return observe_removed(state, context, sandbox, id);
     }
-    node::release(state, context, id, &sandbox.name, sandbox.spec.resources);
+    node::release(state, context, id, &sandbox.name, &sandbox.holding());
+    sandbox.gpus = GpuHolds::default();
     sandbox.failed_starts = sandbox.failed_starts.saturating_add(1);
     sandbox.avoid = Some(id.clone());
     let may_retry = matches!(sandbox.life, Life::Starting { .. }) && sandbox.failed_starts < MAX_START_ATTEMPTS;
@@ -68,7 +70,8 @@ fn observe_failure(state: &mut State, context: &Context, mut sandbox: Sandbox, i
 }
 
 fn observe_removed(state: &mut State, context: &Context, mut sandbox: Sandbox, id: &NodeId) {
-    node::release(state, context, id, &sandbox.name, sandbox.spec.resources);
+    node::release(state, context, id, &sandbox.name, &sandbox.holding());
+    sandbox.gpus = GpuHolds::default();
     match &mut sandbox.life {
         Life::Stopping { .. } => {
             forget(state, context, &sandbox);

@@ -13,6 +13,8 @@ use crate::state::region::HOLD_MS;
 use crate::state::settings::{Expiry, Isolation, Restart, Settings};
 use crate::state::tenant::{MAX_PENDING_OF_TENANT, Quota};
 
+mod gpus;
+
 impl Ledger {
     /// Three replicas that support all levels, and the second level.
     fn second() -> Self {
@@ -52,7 +54,7 @@ fn freezes() -> SandboxSpec {
 }
 
 fn on(id: &str) -> Decision {
-    Decision::Place(node(id))
+    Decision::Place(node(id).into())
 }
 
 fn queue() -> Decision {
@@ -103,7 +105,7 @@ fn only_what_freezes_is_taken_off_a_node_that_is_down_and_its_room_counts_until_
     assert!(ledger.run(requeue("kept")).is_err(), "it may run there");
     ledger.run(requeue("frozen")).unwrap();
     assert_eq!(ledger.state.nodes[&node("a")].assigned, resources(800, 800), "what is left over counts");
-    ledger.run(Body::PlaceSandbox { sandbox: name("frozen"), epoch: Epoch(1), node: node("b") }).unwrap();
+    ledger.run(Body::PlaceSandbox { sandbox: name("frozen"), epoch: Epoch(1), spot: node("b").into() }).unwrap();
     assert_eq!(ledger.state.sandboxes[&name("frozen")].epoch, Epoch(2));
 
     ledger.turn("a", Condition::Ready).unwrap();
@@ -121,11 +123,11 @@ fn a_node_that_holds_an_old_instance_takes_no_new_one_and_without_a_fence_nothin
     ledger.turn("a", Condition::Down).unwrap();
     ledger.run(Body::RequeueSandbox { sandbox: name("s"), epoch: Epoch(1) }).unwrap();
     ledger.turn("a", Condition::Ready).unwrap();
-    let back = ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), node: node("a") });
+    let back = ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), spot: node("a").into() });
     assert!(matches!(back, Err(Rejected::DoesNotFit { .. })), "{back:?}");
     let unfenced = super::super::node::NodeReport { fence: false, ..report(2, resources(1000, 1000)) };
     ledger.run(Body::RegisterNode { node: node("b"), report: unfenced }).unwrap();
-    let there = ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), node: node("b") });
+    let there = ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), spot: node("b").into() });
     assert!(matches!(there, Err(Rejected::DoesNotFit { .. })), "{there:?}");
 }
 
@@ -350,7 +352,7 @@ fn a_restart_policy_starts_it_again_elsewhere_or_here_after_a_while() {
     ledger.observe("a", "s", 1, exited(1)).unwrap();
     ledger.observe("a", "s", 1, Phase::Removed).unwrap();
     assert!(matches!(ledger.life("s"), Life::Pending { not_before, .. } if *not_before > ledger.now));
-    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), node: node("b") }).unwrap();
+    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(1), spot: node("b").into() }).unwrap();
     ledger.observe("b", "s", 2, Phase::Running).unwrap();
     ledger.observe("b", "s", 2, exited(0)).unwrap();
     ledger.observe("b", "s", 2, Phase::Removed).unwrap();
@@ -505,7 +507,7 @@ fn what_an_operator_paused_is_refused_or_waits() {
     ledger.run(pause(false, true)).unwrap();
     ledger.create("s", "a", None).unwrap();
     assert!(matches!(ledger.life("s"), Life::Pending { reason, .. } if reason.code == PendingCode::Paused));
-    let place = Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(0), node: node("a") };
+    let place = Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(0), spot: node("a").into() };
     assert_eq!(ledger.run(place), Err(Rejected::Paused("placement")));
     ledger.run(pause(true, false)).unwrap();
     assert_eq!(ledger.create("other", "a", None), Err(Rejected::Paused("creates")));
@@ -527,7 +529,7 @@ fn cordoned_nodes_take_nothing_and_operators_labels_win() {
     assert_eq!(ledger.kind("s"), "PENDING");
     ledger.run(policy(false, &[])).unwrap();
     assert_eq!(ledger.state.nodes[&node("a")].all_labels()["zone"], "z1");
-    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(0), node: node("a") }).unwrap();
+    ledger.run(Body::PlaceSandbox { sandbox: name("s"), epoch: Epoch(0), spot: node("a").into() }).unwrap();
 }
 
 /// What the second level adds to what may be proposed.
@@ -540,7 +542,7 @@ fn any_second_body() -> impl Strategy<Value = Body> {
     let created =
         (sandbox(), host(), 1u64..700, isolation, restart).prop_map(|(sandbox, on, cpu, isolation, restart)| {
             let spec = SandboxSpec { isolation, restart, ..spec(cpu, cpu) };
-            BatchItem { sandbox, spec: spec.into(), decision: Decision::Place(on) }
+            BatchItem { sandbox, spec: spec.into(), decision: Decision::Place(on.into()) }
         });
     prop_oneof![
         3 => any_body(),

@@ -4,6 +4,7 @@
 //! data plane serves clients that hold a sandbox's token. In reading order:
 
 pub mod driver;
+pub mod files;
 pub mod shim;
 pub mod sys;
 

@@ -1,5 +1,7 @@
-//! `warren-node-agent`: `run` (the default), `clean`, `fleet`, and the hidden `shim` that a driver starts beside a sandbox.
+//! `warren-node-agent`: `run` (the default), `clean`, `fleet`, and the hidden `shim` and `files` that run beside a
+//! sandbox.
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use warren_node_agent::agent::{Agent, DataDir};
 use warren_node_agent::config::{Args, Command, Config, FleetArgs, LogFormat};
 use warren_node_agent::fleet::{Fleet, FleetConfig};
-use warren_node_agent::{clean, drivers, shim};
+use warren_node_agent::{clean, drivers, files, shim};
 
 /// Lines of a fleet come no faster: each counts all of its agents.
 const SHORTEST_REPORT: Duration = Duration::from_millis(100);
@@ -19,10 +21,10 @@ const SHORTEST_REPORT: Duration = Duration::from_millis(100);
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // Before any thread exists: a shim forks.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "shim") {
+    // Before any thread exists: a shim forks, and a process with threads cannot change its user namespace.
+    if let Some(beside @ ("shim" | "files")) = std::env::args_os().nth(1).as_deref().and_then(OsStr::to_str) {
         let arguments: Vec<String> = std::env::args_os().skip(2).map(|a| a.to_string_lossy().into_owned()).collect();
-        return shim::run(&arguments);
+        return if beside == "shim" { shim::run(&arguments) } else { files::helper::run(&arguments) };
     }
     let args = Args::parse();
     let command = args.command.unwrap_or_default();

@@ -194,6 +194,26 @@ pub fn configure_loop(device: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Resu
     check(libc::c_long::from(result))
 }
 
+/// Receives one packet and the descriptors beside it. No bytes: the other end is gone.
+pub fn receive_message(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// More than anyone here sends.
+    const DESCRIPTORS: usize = 4;
+    let mut buffers = [io::IoSliceMut::new(bytes)];
+    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel just installed these descriptors for this call; nobody else owns them.
+            fds.extend(numbers.into_iter().map(|n| unsafe { OwnedFd::from_raw_fd(n) }));
+        }
+    }
+    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is longer than any that is sent"));
+    }
+    Ok((message.bytes, fds))
+}
+
 /// Has the async runtime watch a descriptor.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, and names the same file, for as long as it is owned; the result owns it.

@@ -1,10 +1,14 @@
 //! What clients and other agents ask of this node: processes in sandboxes, and the bytes of templates.
 //!
 //! Every call is checked against its token before anything else. Messages are at most [`MAX_CHUNK`]; nothing is read faster
-//! than it is passed on. Children: `auth`, `status` (the only place that makes a status), `exec`, `templates`.
+//! than it is passed on. Children: `auth`, `status` (the only place that makes a status), `held`, `exec`, `files`,
+//! `ports`, `templates`.
 
 mod auth;
 mod exec;
+mod files;
+mod held;
+mod ports;
 mod status;
 mod templates;
 
@@ -20,6 +24,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use warren_proto::client::TlsFiles;
 use warren_proto::v1::sandbox_data_service_server::SandboxDataServiceServer;
+use warren_proto::v1::sandbox_file_service_server::SandboxFileServiceServer;
+use warren_proto::v1::sandbox_port_service_server::SandboxPortServiceServer;
 use warren_proto::v1::template_data_service_server::TemplateDataServiceServer;
 
 pub use auth::Authority;
@@ -57,21 +63,30 @@ pub async fn routes(
     authority: Authority,
     stop: CancellationToken,
 ) -> Result<Routes, ServeError> {
+    let instances = held::Instances::new(supervisor.clone(), authority.clone(), stop.clone());
+    let files = files::FileService::new(instances.clone());
+    let ports = ports::PortService::new(instances);
     let exec = exec::ExecService::new(supervisor, authority.clone(), stop.clone());
     let templates = templates::TemplateService::new(store, authority, stop);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SandboxDataServiceServer<exec::ExecService>>().await;
     health.set_serving::<TemplateDataServiceServer<templates::TemplateService>>().await;
+    health.set_serving::<SandboxFileServiceServer<files::FileService>>().await;
+    health.set_serving::<SandboxPortServiceServer<ports::PortService>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(warren_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("warren.v1.SandboxDataService")
+            .with_service_name("warren.v1.SandboxFileService")
+            .with_service_name("warren.v1.SandboxPortService")
             .with_service_name("warren.v1.TemplateDataService")
             .with_service_name("grpc.health.v1.Health")
     };
     Ok(Routes::new(SandboxDataServiceServer::new(exec).max_decoding_message_size(MAX_MESSAGE))
         .add_service(TemplateDataServiceServer::new(templates).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SandboxFileServiceServer::new(files).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SandboxPortServiceServer::new(ports).max_decoding_message_size(MAX_MESSAGE))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

@@ -9,6 +9,7 @@ use warren_proto::v1::ErrorReason;
 
 use super::auth::AuthError;
 use crate::driver::{DriverError, InstanceKey};
+use crate::files::{Fault, FileError};
 use crate::templates::TemplateError;
 
 /// When a full node is worth another try.
@@ -26,6 +27,8 @@ pub enum Refusal {
     Driver(#[from] DriverError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("this node does not hold {} at epoch {}", .0.sandbox, .0.epoch)]
     Moved(InstanceKey),
     #[error("{what}")]
@@ -47,6 +50,7 @@ impl From<Refusal> for Status {
             Refusal::Auth(error) => of_auth(&error).build(),
             Refusal::Driver(error) => of_driver(&error).build(),
             Refusal::Template(error) => of_template(&error).build(),
+            Refusal::File(error) => of_file(&error).build(),
             Refusal::Moved(key) => {
                 let moved = status(Code::FailedPrecondition, ErrorReason::SandboxMoved);
                 moved.with("sandbox", &key.sandbox).with("epoch", key.epoch).build()
@@ -84,6 +88,10 @@ fn of_driver(error: &DriverError) -> ErrorBuilder {
         DriverError::NotFound(_) => (Code::FailedPrecondition, ErrorReason::SandboxMoved),
         DriverError::NotRunning { .. } => (Code::FailedPrecondition, ErrorReason::SandboxState),
         DriverError::CommandNotFound { .. } => (Code::InvalidArgument, ErrorReason::CommandNotFound),
+        DriverError::PortClosed(port) => {
+            let closed = ErrorBuilder::new(Code::Unavailable, ErrorReason::PortClosed, error.to_string());
+            return closed.with("port", port);
+        }
         DriverError::Unsupported { .. } => (Code::Unimplemented, ErrorReason::DriverUnsupported),
         DriverError::Runtime { .. }
         | DriverError::Io { .. }
@@ -91,6 +99,33 @@ fn of_driver(error: &DriverError) -> ErrorBuilder {
         | DriverError::HostDiskFull { .. } => (Code::Internal, ErrorReason::DriverFailed),
     };
     ErrorBuilder::new(code, reason, error.to_string())
+}
+
+fn of_file(error: &FileError) -> ErrorBuilder {
+    let (code, reason) = match error.fault {
+        Fault::Missing => (Code::NotFound, ErrorReason::FileNotFound),
+        Fault::Exists => (Code::AlreadyExists, ErrorReason::FileAlreadyExists),
+        Fault::Denied | Fault::ReadOnly | Fault::Kernel => (Code::PermissionDenied, ErrorReason::FileDenied),
+        Fault::Full => (Code::ResourceExhausted, ErrorReason::SandboxDiskFull),
+        Fault::Name => return ErrorBuilder::invalid_field("path", error.to_string()),
+        Fault::Os(_) => (Code::Internal, ErrorReason::DriverFailed),
+        Fault::Directory
+        | Fault::NotDirectory
+        | Fault::NotEmpty
+        | Fault::Link
+        | Fault::Special
+        | Fault::OtherMount
+        | Fault::Busy
+        | Fault::TooDeep
+        | Fault::Inside
+        | Fault::Unstable
+        | Fault::Unsupported => (Code::FailedPrecondition, ErrorReason::FileKind),
+    };
+    let told = ErrorBuilder::new(code, reason, error.to_string()).with("path", &error.path);
+    match error.fault {
+        Fault::Unstable => told.retry_after(RETRY_WHEN_FULL),
+        _ => told,
+    }
 }
 
 fn of_template(error: &TemplateError) -> ErrorBuilder {

@@ -7,10 +7,12 @@
 pub mod oci;
 pub mod sim;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 
@@ -121,6 +123,19 @@ pub trait ExecControl: Send + Sync {
     async fn resize(&self, size: TerminalSize) -> Result<(), DriverError>;
 }
 
+/// The file system of a running instance, as its processes see it, and as whom to enter it.
+#[derive(Debug)]
+pub struct InsideRoot {
+    /// Its root directory, opened for nothing but to resolve paths below it.
+    pub directory: OwnedFd,
+    /// User namespace that maps its users.
+    pub users: OwnedFd,
+    /// The host's id of user 0 inside.
+    pub first_id: u32,
+    /// Program that runs [`crate::files::helper::run`] when its first argument is `files`.
+    pub program: PathBuf,
+}
+
 /// Why a driver could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -130,6 +145,8 @@ pub enum DriverError {
     NotRunning { key: InstanceKey },
     #[error("`{command}` was not found or cannot be executed in the sandbox")]
     CommandNotFound { command: String },
+    #[error("nothing listens on port {0} in the sandbox")]
+    PortClosed(u16),
     #[error("driver `{driver}` cannot {what}")]
     Unsupported { driver: &'static str, what: &'static str },
     /// The runtime said no; `output` is what it printed.
@@ -192,4 +209,14 @@ pub trait Driver: Send + Sync {
 
     /// Executes one process in a running instance.
     async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError>;
+
+    /// The file system of a running instance. Fails for one that is frozen: nothing may change in it.
+    async fn root(&self, _: &InstanceKey) -> Result<InsideRoot, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "open the files of a sandbox" })
+    }
+
+    /// Connects to what listens on a port of a running instance: at its loopback, or its own address.
+    async fn connect(&self, _: &InstanceKey, _: u16) -> Result<TcpStream, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "connect to ports of a sandbox" })
+    }
 }

@@ -77,9 +77,12 @@ pub fn layer(node: &str, data_dir: &Path, schedulers: &str) -> Layer {
 }
 
 pub async fn agent_with(layer: Layer, driver: &FakeDriver) -> Agent {
+    agent_of(layer, Arc::new(driver.clone())).await
+}
+
+pub async fn agent_of(layer: Layer, driver: Arc<dyn Driver>) -> Agent {
     let config = Config::resolve(layer).unwrap();
     let data_dir = DataDir::hold(&config.data_dir).unwrap();
-    let driver: Arc<dyn Driver> = Arc::new(driver.clone());
     let built = Built { drivers: Drivers::new(vec![driver]).unwrap(), oci: None, gpus: Arc::default() };
     Agent::start(config, data_dir, built).await.unwrap()
 }

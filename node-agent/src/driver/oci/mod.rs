@@ -17,6 +17,7 @@ mod disk;
 mod exec;
 mod host;
 pub(crate) mod ids;
+mod inside;
 pub(crate) mod kind;
 mod launch;
 pub(crate) mod layout;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::TcpStream;
 use warren_proto::ids::NodeId;
 
 use self::cgroup::Cgroups;
@@ -45,7 +47,7 @@ use self::launch::{Arguments, Stdios};
 use self::layout::Layout;
 use self::record::{Decided, ExitRecord, Record};
 use self::runtime::{Offer, Runtime};
-use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
+use super::{Driver, DriverError, Ended, ExecSpec, Execution, InsideRoot, InstanceKey, InstanceSpec, Presence};
 use crate::failpoint;
 use crate::fence::Switch;
 use crate::gpu::{Gpus, cdi};
@@ -274,6 +276,14 @@ impl OciDriver {
         }
     }
 
+    /// The instance's record, where it runs and is not frozen, by itself or with its group.
+    fn awake(&self, key: &InstanceKey) -> Result<Record, DriverError> {
+        match self.running(key)? {
+            (record, Presence::Running) if !(self.is_fenced(key) && self.switch.is_frozen()) => Ok(record),
+            _ => Err(DriverError::NotRunning { key: key.clone() }),
+        }
+    }
+
     /// The control group that a running instance has.
     fn cgroup(&self, key: &InstanceKey) -> String {
         self.layout.cgroup(key, self.is_fenced(key))
@@ -368,13 +378,21 @@ impl Driver for OciDriver {
     }
 
     async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError> {
-        match self.running(key)? {
-            (record, Presence::Running) if !(self.is_fenced(key) && self.switch.is_frozen()) => {
-                exec::exec(self, key, &record, spec).await
-            }
-            // The process would freeze before it ran, and the runtime would wait for it.
-            _ => Err(DriverError::NotRunning { key: key.clone() }),
-        }
+        // In a frozen one the process would freeze before it ran, and the runtime would wait for it.
+        let record = self.awake(key)?;
+        exec::exec(self, key, &record, spec).await
+    }
+
+    async fn root(&self, key: &InstanceKey) -> Result<InsideRoot, DriverError> {
+        let record = self.awake(key)?;
+        inside::check(record.kind, "open the files of a sandbox from outside with this runtime")?;
+        inside::root(self, key, &record)
+    }
+
+    async fn connect(&self, key: &InstanceKey, port: u16) -> Result<TcpStream, DriverError> {
+        let record = self.awake(key)?;
+        inside::check(record.kind, "connect to ports of a sandbox with this runtime")?;
+        inside::connect(self, key, port).await
     }
 }
 

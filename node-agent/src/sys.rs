@@ -127,6 +127,16 @@ pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Has the terminal whose controlling end is given send `signal` to its foreground processes, as its key would: SIGINT,
+/// SIGQUIT or SIGTSTP.
+pub fn signal_foreground(terminal: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: `TIOCSIG` takes a number, no pointer.
+    check(libc::c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), TIOCSIG, signal) }))
+}
+
+/// From asm-generic/ioctls.h: `_IOW('T', 0x36, int)`.
+const TIOCSIG: libc::Ioctl = 0x4004_5436u32 as libc::Ioctl;
+
 /// Receives one descriptor over a Unix socket.
 pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// A runtime sends a short name beside the descriptor.

@@ -1,60 +1,51 @@
-//! `Exec`: one process, its streams carried both ways, until it ends or the client is gone.
+//! `Exec`: starts a process, attaches to it and carries its streams both ways, until it ends or the client is gone.
 //!
 //! ```text
 //!  client ─▶ start · stdin · close_stdin · resize · signal ─▶ process
 //!  client ◀─ started · stdout · stderr ······· exit ◀──────── process
 //! ```
-//! Output is read only as fast as the client takes it. `exit` comes after all output. Whatever ends the stream drops the
-//! execution's control, which kills the process.
-
-mod input;
-mod output;
-mod request;
+//! Output is read only as fast as the client takes it. `exit` comes after all output. Whatever ends the stream lets go of the
+//! process, which kills it.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use metrics::{counter, gauge};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use metrics::counter;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use warren_proto::v1::exec_request::Message as Up;
 use warren_proto::v1::exec_response::Message as Down;
 use warren_proto::v1::sandbox_data_service_server::SandboxDataService;
-use warren_proto::v1::{ExecRequest, ExecResponse, ExecStarted, ExitStatus};
+use warren_proto::v1::{ExecRequest, ExecResponse, ExecStarted};
 
 use super::Authority;
+use super::process::carry::{Input, OUTBOUND, Target, carry};
+use super::process::{Slots, request, wire};
 use super::status::Refusal;
-use crate::driver::{Execution, Exit};
-use crate::metrics::{EXECS, EXECS_ACTIVE};
+use crate::driver::{Event, ProcessSpec, Stream as From};
+use crate::metrics::EXECS;
 use crate::supervisor::Supervisor;
 
-/// Processes executing at once on a node: each costs a few file descriptors and two buffers of 64 KiB.
-const MAX_EXECS: usize = 1024;
-
 /// A client knows what it wants to execute before it opens the stream.
-const START_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Responses under way to a client, each at most 64 KiB.
-const OUTBOUND: usize = 8;
-
-pub(super) type Responses = mpsc::Sender<Result<ExecResponse, Status>>;
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `SandboxDataService`.
 #[derive(Debug)]
 pub struct ExecService {
     supervisor: Supervisor,
     authority: Authority,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     stop: CancellationToken,
 }
 
 impl ExecService {
-    pub fn new(supervisor: Supervisor, authority: Authority, stop: CancellationToken) -> Self {
-        Self { supervisor, authority, slots: Arc::new(Semaphore::new(MAX_EXECS)), stop }
+    pub fn new(supervisor: Supervisor, authority: Authority, slots: Slots, stop: CancellationToken) -> Self {
+        Self { supervisor, authority, slots, stop }
     }
 
     async fn begin(
@@ -64,24 +55,63 @@ impl ExecService {
         let key = self.authority.sandbox(request.metadata())?;
         let driver = self.supervisor.driver_of(&key).ok_or_else(|| Refusal::Moved(key.clone()))?;
         let mut inbound = request.into_inner();
-        let spec = request::start(first(&mut inbound).await?)?;
+        let Some(ExecRequest { message: Some(Up::Start(start)) }) = first(&mut inbound, "start").await? else {
+            return Err(request::field("start", "must be the first message"));
+        };
+        let (exec, timeout) = request::start(start)?;
+        let id = request::new_id();
+        let spec = ProcessSpec { id: id.clone(), exec, kill_on_disconnect: true, no_stdin: false, timeout };
         // Not before: a client that says nothing takes nothing from others.
-        let slot =
-            Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Refusal::Overloaded("executing processes"))?;
-        let execution = driver.exec(&key, &spec).await?;
-        tracing::debug!(sandbox = %key.sandbox, epoch = %key.epoch, "process executing");
+        let slot = self.slots.take()?;
+        let attachment = driver.exec(&key, &spec).await?;
+        let target = Target { driver: Arc::clone(&driver), key, id };
+        slot.hold_until_ended(&target);
+        tracing::debug!(sandbox = %target.key.sandbox, epoch = %target.key.epoch, process = target.id, "executing");
         let (responses, rx) = mpsc::channel(OUTBOUND);
-        tokio::spawn(run(execution, inbound, responses, self.stop.clone(), Active::new(slot)));
+        let started = response(Down::Started(ExecStarted { process_id: target.id.clone() }));
+        responses.try_send(Ok(started)).expect("it is empty");
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            // The client has said all that it will say: that is the end of the input too.
+            let inbound = Input::closing_at_end(inbound, input);
+            let result = carry(attachment, inbound, &responses, stop, &target, output).await;
+            counter!(EXECS, "result" => result).increment(1);
+        });
         Ok(ReceiverStream::new(rx))
     }
 }
 
 /// The first message of a client that does not keep it back.
-async fn first(inbound: &mut Streaming<ExecRequest>) -> Result<Option<ExecRequest>, Refusal> {
+pub(super) async fn first<T>(inbound: &mut Streaming<T>, what: &'static str) -> Result<Option<T>, Refusal> {
     match timeout(START_PATIENCE, inbound.message()).await {
         Ok(message) => message.map_err(|status| Refusal::Stream(Box::new(status))),
-        Err(_) => Err(request::field("start", "must come within 5 s of opening the stream")),
+        Err(_) => Err(request::field(what, "must come within 5 s of opening the stream")),
     }
+}
+
+fn input(request: ExecRequest) -> Result<Input, Refusal> {
+    match request.message {
+        Some(Up::Stdin(piece)) => Ok(Input::Stdin(piece)),
+        Some(Up::CloseStdin(_)) => Ok(Input::CloseStdin),
+        Some(Up::Resize(size)) => Ok(Input::Resize(request::terminal("resize", size)?)),
+        Some(Up::Signal(signal)) => Ok(Input::Signal(request::signal(signal)?)),
+        Some(Up::Start(_)) => Err(request::field("start", "must come once, first")),
+        None => Err(request::field("message", "must be set")),
+    }
+}
+
+fn output(event: Event) -> Option<ExecResponse> {
+    match event {
+        Event::Output { stream: From::Stdout, data, .. } => Some(response(Down::Stdout(data))),
+        Event::Output { stream: From::Stderr, data, .. } => Some(response(Down::Stderr(data))),
+        // It is attached from the beginning, and lossless.
+        Event::Dropped { .. } => None,
+        Event::Exited(status) => Some(response(Down::Exit(wire::exit(status.exit.unwrap_or_default())))),
+    }
+}
+
+fn response(message: Down) -> ExecResponse {
+    ExecResponse { message: Some(message) }
 }
 
 #[tonic::async_trait]
@@ -97,55 +127,4 @@ impl SandboxDataService for ExecService {
             }
         }
     }
-}
-
-/// Counts an executing process and holds its slot.
-struct Active(#[allow(dead_code)] OwnedSemaphorePermit);
-
-impl Active {
-    fn new(slot: OwnedSemaphorePermit) -> Self {
-        gauge!(EXECS_ACTIVE).increment(1.0);
-        Self(slot)
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        gauge!(EXECS_ACTIVE).decrement(1.0);
-    }
-}
-
-/// Carries the streams until the process ends, the client is gone or the agent stops.
-async fn run(
-    execution: Execution,
-    inbound: Streaming<ExecRequest>,
-    responses: Responses,
-    stop: CancellationToken,
-    _active: Active,
-) {
-    let Execution { stdin, stdout, stderr, control } = execution;
-    let _ = responses.send(Ok(response(Down::Started(ExecStarted::default())))).await;
-    let last = tokio::select! {
-        ended = output::until_end(stdout, stderr, &*control, &responses) => ended,
-        refusal = input::feed(inbound, stdin, &*control) => Err(refusal),
-        () = responses.closed() => {
-            counter!(EXECS, "result" => "abandoned").increment(1);
-            return;
-        }
-        () = stop.cancelled() => Err(Refusal::Stopping),
-    };
-    let (result, message) = match last {
-        Ok(exit) => ("ended", Ok(response(Down::Exit(wire_exit(exit))))),
-        Err(refusal) => ("failed", Err(refusal.into())),
-    };
-    counter!(EXECS, "result" => result).increment(1);
-    let _ = responses.send(message).await;
-}
-
-pub(super) fn response(message: Down) -> ExecResponse {
-    ExecResponse { message: Some(message) }
-}
-
-fn wire_exit(exit: Exit) -> ExitStatus {
-    ExitStatus { code: exit.code, signal: exit.signal, oom_killed: exit.oom_killed }
 }

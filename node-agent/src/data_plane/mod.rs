@@ -1,14 +1,16 @@
 //! What clients and other agents ask of this node: processes in sandboxes, and the bytes of templates.
 //!
 //! Every call is checked against its token before anything else. Messages are at most [`MAX_CHUNK`]; nothing is read faster
-//! than it is passed on. Children: `auth`, `status` (the only place that makes a status), `held`, `exec`, `files`,
-//! `ports`, `templates`.
+//! than it is passed on. Children: `auth`, `status` (the only place that makes a status), `held`, `exec`, `process`, `logs`,
+//! `files`, `ports`, `templates`.
 
 mod auth;
 mod exec;
 mod files;
 mod held;
+mod logs;
 mod ports;
+mod process;
 mod status;
 mod templates;
 
@@ -25,7 +27,9 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use warren_proto::client::TlsFiles;
 use warren_proto::v1::sandbox_data_service_server::SandboxDataServiceServer;
 use warren_proto::v1::sandbox_file_service_server::SandboxFileServiceServer;
+use warren_proto::v1::sandbox_log_service_server::SandboxLogServiceServer;
 use warren_proto::v1::sandbox_port_service_server::SandboxPortServiceServer;
+use warren_proto::v1::sandbox_process_service_server::SandboxProcessServiceServer;
 use warren_proto::v1::template_data_service_server::TemplateDataServiceServer;
 
 pub use auth::Authority;
@@ -66,10 +70,15 @@ pub async fn routes(
     let instances = held::Instances::new(supervisor.clone(), authority.clone(), stop.clone());
     let files = files::FileService::new(instances.clone());
     let ports = ports::PortService::new(instances);
-    let exec = exec::ExecService::new(supervisor, authority.clone(), stop.clone());
+    let slots = process::Slots::adopt(&supervisor);
+    let exec = exec::ExecService::new(supervisor.clone(), authority.clone(), slots.clone(), stop.clone());
+    let processes = process::ProcessService::new(supervisor.clone(), authority.clone(), slots, stop.clone());
+    let logs = logs::LogService::new(supervisor, authority.clone(), stop.clone());
     let templates = templates::TemplateService::new(store, authority, stop);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SandboxDataServiceServer<exec::ExecService>>().await;
+    health.set_serving::<SandboxProcessServiceServer<process::ProcessService>>().await;
+    health.set_serving::<SandboxLogServiceServer<logs::LogService>>().await;
     health.set_serving::<TemplateDataServiceServer<templates::TemplateService>>().await;
     health.set_serving::<SandboxFileServiceServer<files::FileService>>().await;
     health.set_serving::<SandboxPortServiceServer<ports::PortService>>().await;
@@ -80,10 +89,14 @@ pub async fn routes(
             .with_service_name("warren.v1.SandboxDataService")
             .with_service_name("warren.v1.SandboxFileService")
             .with_service_name("warren.v1.SandboxPortService")
+            .with_service_name("warren.v1.SandboxProcessService")
+            .with_service_name("warren.v1.SandboxLogService")
             .with_service_name("warren.v1.TemplateDataService")
             .with_service_name("grpc.health.v1.Health")
     };
     Ok(Routes::new(SandboxDataServiceServer::new(exec).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SandboxProcessServiceServer::new(processes).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SandboxLogServiceServer::new(logs))
         .add_service(TemplateDataServiceServer::new(templates).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SandboxFileServiceServer::new(files).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SandboxPortServiceServer::new(ports).max_decoding_message_size(MAX_MESSAGE))

@@ -87,6 +87,13 @@ fn of_driver(error: &DriverError) -> ErrorBuilder {
     let (code, reason) = match error {
         DriverError::NotFound(_) => (Code::FailedPrecondition, ErrorReason::SandboxMoved),
         DriverError::NotRunning { .. } => (Code::FailedPrecondition, ErrorReason::SandboxState),
+        DriverError::UserNotFound { .. } => return ErrorBuilder::invalid_field("start.user", error.to_string()),
+        DriverError::ProcessNotFound { .. } => (Code::NotFound, ErrorReason::ProcessNotFound),
+        DriverError::ProcessExists { .. } => (Code::AlreadyExists, ErrorReason::ProcessAlreadyExists),
+        DriverError::TooManyProcesses { .. } => {
+            let full = ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, error.to_string());
+            return full.with("queue", "processes of the sandbox").retry_after(RETRY_WHEN_FULL);
+        }
         DriverError::CommandNotFound { .. } => (Code::InvalidArgument, ErrorReason::CommandNotFound),
         DriverError::PortClosed(port) => {
             let closed = ErrorBuilder::new(Code::Unavailable, ErrorReason::PortClosed, error.to_string());

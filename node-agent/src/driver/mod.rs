@@ -5,17 +5,22 @@
 //! left behind: sandboxes do not stop when the agent does.
 
 pub mod oci;
+pub mod process;
 pub mod sim;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use warren_proto::ids::{Epoch, SandboxName};
 use warren_proto::units::Resources;
 
+pub use self::process::{
+    AttachFrom, Attachment, Event, ExecSpec, ProcessInput, ProcessOutput, ProcessSpec, ProcessStatus, Stream,
+    TerminalSize,
+};
 use crate::fence::Switch;
 use crate::gpu::{GpuError, Grant};
 
@@ -50,7 +55,7 @@ pub struct InstanceSpec {
 }
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Exit {
     /// 128 + signal where a signal ended it.
     pub code: i32,
@@ -78,49 +83,38 @@ pub enum Presence {
     Remnant,
 }
 
-/// One process to execute in a running instance.
+/// Which part of a main process's output is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// From which byte on.
+    pub offset: u64,
+    /// Only what was written at this time, in milliseconds since the Unix epoch, or later.
+    pub since_ms: Option<i64>,
+    /// Only so many lines from the end.
+    pub tail_lines: Option<usize>,
+    /// Go on with what is written from now on, until the main process ends.
+    pub follow: bool,
+}
+
+/// A piece of a main process's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecSpec {
-    /// Program, looked up in the instance's PATH, and its arguments.
-    pub command: Vec<String>,
-    /// Added to the instance's.
-    pub environment: Vec<(String, String)>,
-    /// Absolute path; the instance's when `None`.
-    pub working_directory: Option<String>,
-    /// Numeric user and group inside.
-    pub user: (u32, u32),
-    /// Give it a terminal.
-    pub terminal: Option<TerminalSize>,
+pub enum LogEvent {
+    Entry {
+        offset: u64,
+        /// When it was read from the process.
+        unix_ms: i64,
+        stream: Stream,
+        data: Vec<u8>,
+    },
+    /// Bytes `from` to `to` (exclusive) are no longer held.
+    Dropped { from: u64, to: u64 },
 }
 
-/// Size of a terminal in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TerminalSize {
-    pub columns: u16,
-    pub rows: u16,
-}
-
-/// A process executing in an instance. Dropping `control` kills it.
-#[allow(missing_debug_implementations)]
-pub struct Execution {
-    /// Dropping it is end of file for the process (with a terminal: it hangs up only when `control` goes too).
-    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
-    /// With a terminal: all output.
-    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
-    /// `None` with a terminal.
-    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    pub control: Box<dyn ExecControl>,
-}
-
-/// Steers an executing process.
+/// A log that is being read.
 #[async_trait]
-pub trait ExecControl: Send + Sync {
-    /// Waits until the process ended. May be called again, with the same answer.
-    async fn wait(&self) -> Result<Exit, DriverError>;
-    /// Sends a signal to the process; without effect once it ended.
-    async fn signal(&self, signal: i32) -> Result<(), DriverError>;
-    /// Without effect where there is no terminal.
-    async fn resize(&self, size: TerminalSize) -> Result<(), DriverError>;
+pub trait LogStream: Send {
+    /// The next piece; `None`: that was all.
+    async fn next(&mut self) -> Result<Option<LogEvent>, DriverError>;
 }
 
 /// The file system of a running instance, as its processes see it, and as whom to enter it.
@@ -147,6 +141,14 @@ pub enum DriverError {
     CommandNotFound { command: String },
     #[error("nothing listens on port {0} in the sandbox")]
     PortClosed(u16),
+    #[error("the sandbox has no user `{user}` in its /etc/passwd")]
+    UserNotFound { user: String },
+    #[error("the sandbox has no process `{id}`, or it ended so long ago that it is forgotten")]
+    ProcessNotFound { id: String },
+    #[error("the sandbox has another process `{id}`")]
+    ProcessExists { id: String },
+    #[error("{limit} processes that were started run in the sandbox: no more may")]
+    TooManyProcesses { limit: usize },
     #[error("driver `{driver}` cannot {what}")]
     Unsupported { driver: &'static str, what: &'static str },
     /// The runtime said no; `output` is what it printed.
@@ -207,8 +209,43 @@ pub trait Driver: Send + Sync {
         false
     }
 
-    /// Executes one process in a running instance.
-    async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError>;
+    /// Starts a process in a running instance and attaches to it, lossless, before it can write anything.
+    async fn exec(&self, _: &InstanceKey, _: &ProcessSpec) -> Result<Attachment, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Starts a process that runs on with nobody attached. The same again answers the process as it is by then.
+    async fn start_process(&self, _: &InstanceKey, _: &ProcessSpec) -> Result<ProcessStatus, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Those that run, whoever started them, and those that ended and are remembered; in no order.
+    async fn processes(&self, _: &InstanceKey) -> Result<Vec<ProcessStatus>, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Attaches to a process that runs or is remembered.
+    async fn attach(&self, _: &InstanceKey, _: &str, _: AttachFrom) -> Result<Attachment, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Sends a signal, 1 to 64; without effect once the process ended.
+    async fn signal_process(&self, _: &InstanceKey, _: &str, _: u8) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Changes the size of a process's terminal; without effect where it has none or ended.
+    async fn resize_process(&self, _: &InstanceKey, _: &str, _: TerminalSize) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "execute processes" })
+    }
+
+    /// Waits until a process ended, or is not there at all.
+    async fn process_ended(&self, _: &InstanceKey, _: &str) {}
+
+    /// What the main process wrote, also after it ended.
+    async fn logs(&self, _: &InstanceKey, _: &LogQuery) -> Result<Box<dyn LogStream>, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "keep logs" })
+    }
 
     /// The file system of a running instance. Fails for one that is frozen: nothing may change in it.
     async fn root(&self, _: &InstanceKey) -> Result<InsideRoot, DriverError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Driver, DriverError, Ended, ExecSpec, Execution, InstanceKey, InstanceSpec, Presence};
+use super::{Driver, DriverError, Ended, InstanceKey, InstanceSpec, Presence};
 use crate::fence::{Kind, Switch};
 
 const NAME: &str = "sim";
@@ -135,10 +135,6 @@ impl Driver for SimDriver {
 
     fn is_fenced(&self, key: &InstanceKey) -> bool {
         self.instances().running.get(key).is_some_and(|instance| instance.fenced)
-    }
-
-    async fn exec(&self, _: &InstanceKey, _: &ExecSpec) -> Result<Execution, DriverError> {
-        Err(DriverError::Unsupported { driver: NAME, what: "execute processes" })
     }
 }
 

@@ -5,10 +5,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
 
 use super::children::{complaint, kill_children, read_available, read_pid, runtime, wait_for};
 use super::{Report, Shim, failed, report};
+use crate::clock;
+use crate::driver::Stream;
+use crate::driver::oci::log::LogWriter;
 use crate::driver::oci::record::{ExitRecord, Record};
 use crate::driver::oci::rootfs::{self, mount_rootfs};
 use crate::driver::oci::{cgroup, layout, lifeline};
@@ -34,7 +38,7 @@ pub fn run(mut shim: Shim) -> io::Result<()> {
     failpoint::pass("shim.answered");
     drop(shim.agent);
     sys::drop_stdio()?;
-    let tail = drain(output.main)?;
+    let tail = drain(output.outputs, &mut LogWriter::new(layout::LOGS.into()))?;
     let seen = wait_for(main)?;
     let exit = shim.record.kind.exit(seen, cgroup::oom_kills(&shim.record.oom_file) > 0);
     ExitRecord::new(exit, tail).write(Path::new("."))?;
@@ -43,7 +47,7 @@ pub fn run(mut shim: Shim) -> io::Result<()> {
 }
 
 struct Held {
-    main: io::PipeReader,
+    outputs: [(Stream, io::PipeReader); 2],
     alive: File,
 }
 
@@ -56,22 +60,23 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     failpoint::pass("shim.held");
     mount_rootfs(record).map_err(|e| failed(e.what, &e.source))?;
     failpoint::pass("shim.mounted");
-    let (main, writer) = io::pipe().map_err(step("make a pipe"))?;
+    let (stdout, out) = io::pipe().map_err(step("make a pipe"))?;
+    let (stderr, err) = io::pipe().map_err(step("make a pipe"))?;
     let mut command = runtime(record, "runtime.log");
     command.args(["run", "--detach", "--bundle", ".", "--pid-file", "main.pid", &record.container_id]);
     // An empty pipe, not /dev/null: crun gives what it finds here to the sandbox's root user, and that one is the host's.
     let (empty, _) = io::pipe().map_err(step("make a pipe"))?;
-    command.stdin(empty).stderr(writer.try_clone().map_err(step("copy a pipe"))?).stdout(writer);
+    command.stdin(empty).stdout(out).stderr(err);
     let status = command.status();
     rootfs::show_tmp(record);
-    // It holds the writing end of the pipe.
+    // It holds the writing ends of the pipes.
     drop(command);
     let failure = |what: String, output: String| Report::Failed { what, output };
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => {
             kill_children();
-            let printed = read_available(main);
+            let printed = [read_available(stdout), read_available(stderr)].concat();
             return Err(failure(format!("{} run: {status}", record.runtime), complaint("runtime.log", &printed)));
         }
         Err(e) => return Err(failure(format!("run `{}`", record.runtime), e.to_string())),
@@ -80,34 +85,74 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     let pid = read_pid("main.pid").map_err(step("read the main process's pid"))?;
     fs::write(layout::STARTED, pid.to_string()).map_err(step("write down the main process's pid"))?;
     failpoint::pass("shim.noted");
-    Ok((Held { main, alive }, pid))
+    Ok((Held { outputs: [(Stream::Stdout, stdout), (Stream::Stderr, stderr)], alive }, pid))
 }
 
-/// Reads until every writer is gone and keeps the end.
-fn drain(mut output: impl Read) -> io::Result<Vec<u8>> {
+/// Reads until every writer is gone, writes down what comes, and keeps the end.
+fn drain(outputs: [(Stream, io::PipeReader); 2], log: &mut LogWriter) -> io::Result<Vec<u8>> {
+    let mut outputs = Vec::from(outputs);
     let mut tail = VecDeque::with_capacity(OUTPUT_TAIL + READ_SIZE);
     let mut buffer = vec![0u8; READ_SIZE];
-    loop {
-        match output.read(&mut buffer) {
-            Ok(0) => return Ok(tail.into()),
-            Ok(count) => {
-                tail.extend(&buffer[..count]);
-                tail.drain(..tail.len().saturating_sub(OUTPUT_TAIL));
+    while !outputs.is_empty() {
+        let ready = ready(&outputs)?;
+        let mut ended = Vec::new();
+        for index in ready {
+            let (stream, output) = &mut outputs[index];
+            match output.read(&mut buffer) {
+                Ok(0) => ended.push(index),
+                Ok(count) => {
+                    log.write(*stream, clock::unix_now_ms(), &buffer[..count]);
+                    tail.extend(&buffer[..count]);
+                    tail.drain(..tail.len().saturating_sub(OUTPUT_TAIL));
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+        }
+        for index in ended.into_iter().rev() {
+            outputs.remove(index);
         }
     }
+    Ok(tail.into())
+}
+
+/// Waits for output; which of them have some, or are at their end.
+fn ready(outputs: &[(Stream, io::PipeReader)]) -> io::Result<Vec<usize>> {
+    let mut fds: Vec<PollFd<'_>> = outputs.iter().map(|(_, output)| PollFd::new(output, PollFlags::IN)).collect();
+    match poll(&mut fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(index, _)| index).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+    use crate::driver::oci::log::LogReader;
+    use crate::driver::{LogEvent, LogQuery};
 
     #[test]
-    fn only_the_last_four_kib_of_output_are_kept() {
-        let long: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
-        assert_eq!(drain(long.as_slice()).expect("reads"), long[long.len() - OUTPUT_TAIL..]);
-        assert_eq!(drain(&b"short"[..]).expect("reads"), b"short");
+    fn the_last_four_kib_are_kept_and_the_log_has_each_stream() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (stdout, mut out) = io::pipe().expect("a pipe");
+        let (stderr, mut err) = io::pipe().expect("a pipe");
+        let long: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        out.write_all(&long).expect("writes");
+        drop(out);
+        let mut log = LogWriter::new(dir.path().to_owned());
+        let writing = std::thread::spawn(move || err.write_all(b"oops").expect("writes"));
+        let tail = drain([(Stream::Stdout, stdout), (Stream::Stderr, stderr)], &mut log).expect("reads");
+        writing.join().expect("wrote");
+        assert_eq!(tail.len(), OUTPUT_TAIL);
+        let mut reader = LogReader::new(dir.path().to_owned(), &LogQuery::default()).expect("opens");
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        while let Some(event) = reader.next().expect("reads") {
+            let LogEvent::Entry { stream, data, .. } = event else { panic!("{event:?}") };
+            if stream == Stream::Stdout { stdout.extend(data) } else { stderr.extend(data) }
+        }
+        assert_eq!((stdout, stderr.as_slice()), (long, &b"oops"[..]));
     }
 }

@@ -2,24 +2,34 @@
 //! ended, and it outlives the agent.
 //!
 //! ```text
-//! shim run  DIRECTORY FD             one for each instance: mounts, starts, drains the output, writes `exit.json`
-//! shim exec DIRECTORY ID FD [SOCKET] one for each execution: starts, passes signals on, reports
+//! shim run  DIRECTORY FD      one for each instance: mounts, starts, keeps the output, writes `exit.json`
+//! shim exec DIRECTORY ID FD   one for each process: starts it, owns its pipes or terminal, serves whoever attaches
 //! ```
 //!
-//! FD is a socket to the agent: [`Report`]s go out as lines of JSON; to an execution's shim each byte that comes in is a
-//! signal to pass on, and end of file (the agent dropped the execution, or died) kills the process.
+//! FD is, for an instance, a socket to the agent, over which one [`Report`] goes out as a line of JSON; for a process it is
+//! the listening socket of its directory, see `driver/oci/process/wire.rs`.
 //!
-//! Invariants: the agent's death ends no instance and ends every execution. What a shim started and cannot report on does
-//! not stay. The mounts of an instance are in the shim's own mount namespace, so none outlives a crash. No tokio: there are
-//! hundreds of shims.
+//! Invariants: the agent's death ends no instance, and no process but those that were asked to end with whoever is attached.
+//! What a shim started and cannot report on does not stay. The mounts of an instance are in the shim's own mount namespace,
+//! so none outlives a crash. No tokio: there are hundreds of shims.
+//!
+//! Children: `instance`; `process` with `terminal`, `session`, `attached`, `output`, `ring`, `tree`; `children` for both.
 
+mod attached;
 mod children;
-mod execution;
 mod inner;
 mod instance;
+mod output;
+mod process;
+mod reaper;
+mod ring;
+mod session;
+mod terminal;
+mod tree;
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,8 +48,6 @@ pub enum Report {
     Started,
     /// It does not; nothing of it is left.
     Failed { what: String, output: String },
-    /// It ended. From an execution's shim only.
-    Exited { code: i32, signal: i32, oom_killed: bool },
 }
 
 /// Runs a shim; `args` are those after `shim` on the command line.
@@ -47,10 +55,7 @@ pub fn run(args: &[String]) -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["run", directory, fd] => enter(directory, fd).and_then(instance::run),
-        ["exec", directory, id, fd] => enter(directory, fd).and_then(|shim| execution::run(shim, id, None)),
-        ["exec", directory, id, fd, socket] => {
-            enter(directory, fd).and_then(|shim| execution::run(shim, id, Some(socket)))
-        }
+        ["exec", directory, id, fd] => process::run(directory, id, fd),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "usage: shim run|exec DIRECTORY ...")),
     };
     match done {
@@ -67,8 +72,7 @@ struct Shim {
 }
 
 fn enter(directory: &str, fd: &str) -> io::Result<Shim> {
-    let number = fd.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "FD is not a number"))?;
-    let mut agent = UnixStream::from(sys::take_inherited(number)?);
+    let mut agent = UnixStream::from(inherited(fd)?);
     match prepare(directory) {
         Ok((busy, record)) => Ok(Shim { _busy: busy, agent, record }),
         Err(e) => {
@@ -76,6 +80,11 @@ fn enter(directory: &str, fd: &str) -> io::Result<Shim> {
             Err(e)
         }
     }
+}
+
+fn inherited(fd: &str) -> io::Result<OwnedFd> {
+    let number = fd.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "FD is not a number"))?;
+    sys::take_inherited(number)
 }
 
 fn prepare(directory: &str) -> io::Result<(File, Record)> {

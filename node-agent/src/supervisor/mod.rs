@@ -191,6 +191,17 @@ impl Supervisor {
         if going { None } else { self.0.drivers.get(Some(&instance.driver)) }
     }
 
+    /// All instances that are here, running or not.
+    pub fn instances(&self) -> Vec<(InstanceKey, Arc<dyn Driver>)> {
+        let model = self.model();
+        let keys = model.held.iter().flat_map(|(sandbox, held)| {
+            held.instances.keys().map(|epoch| InstanceKey { sandbox: sandbox.clone(), epoch: *epoch })
+        });
+        let keys: Vec<InstanceKey> = keys.collect();
+        drop(model);
+        keys.into_iter().filter_map(|key| self.driver_of(&key).map(|driver| (key, driver))).collect()
+    }
+
     /// Begins nothing more and waits, within bounds, for what drivers are doing. Sandboxes run on.
     pub async fn stop(&self) {
         self.0.stopping.cancel();

@@ -23,7 +23,7 @@ fn a_frozen_group_holds_all_of_its_instances_and_each_can_still_be_frozen_and_re
         while !switch.set(true).expect("throws") {
             crate::world::look_again().await;
         }
-        let refused = driver.exec(&a.key, &sh("true")).await;
+        let refused = exec(&**driver, &a.key, &sh("true")).await;
         assert!(matches!(refused, Err(DriverError::NotRunning { .. })));
         assert_eq!(world.sh(&free, "echo runs").await.text(), "runs");
         // By itself it is not frozen; then it is, and stays so when the group goes on.

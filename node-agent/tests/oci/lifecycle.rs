@@ -12,7 +12,7 @@ fn an_instance_is_started_seen_frozen_thawed_and_removed() {
     with_each_runtime("lifecycle", |world| async move {
         let (driver, key) = (&world.driver, key("a"));
         assert!(matches!(driver.wait(&key).await, Err(DriverError::NotFound(_))));
-        assert!(matches!(driver.exec(&key, &sh("true")).await, Err(DriverError::NotFound(_))));
+        assert!(matches!(exec(&**driver, &key, &sh("true")).await, Err(DriverError::NotFound(_))));
         driver.remove(&key).await.expect("nothing to remove");
         world.start("a", &[]).await;
         assert_eq!(driver.list().await.expect("lists"), [(key.clone(), Presence::Running)]);
@@ -22,7 +22,7 @@ fn an_instance_is_started_seen_frozen_thawed_and_removed() {
             driver.freeze(&key).await.expect("freezes");
             assert_eq!(driver.list().await.expect("lists"), [(key.clone(), Presence::Frozen)]);
         }
-        assert!(matches!(driver.exec(&key, &sh("true")).await, Err(DriverError::NotRunning { .. })));
+        assert!(matches!(exec(&**driver, &key, &sh("true")).await, Err(DriverError::NotRunning { .. })));
         for _ in 0..2 {
             driver.thaw(&key).await.expect("thaws");
             assert_eq!(driver.list().await.expect("lists"), [(key.clone(), Presence::Running)]);
@@ -78,7 +78,7 @@ fn how_the_main_process_ended_is_known() {
                 assert_eq!(ended.output_tail, b"out\nerr\n");
             }
             assert!(world.driver.list().await.expect("lists").contains(&(key.clone(), Presence::Ended(ended))));
-            assert!(matches!(world.driver.exec(&key, &sh("true")).await, Err(DriverError::NotRunning { .. })));
+            assert!(matches!(exec(&*world.driver, &key, &sh("true")).await, Err(DriverError::NotRunning { .. })));
         }
         let key = world.start("long", &["/bin/sh", "-c", "yes | head -c 1000000; printf 'the end'"]).await;
         let tail = world.driver.wait(&key).await.expect("ends").output_tail;

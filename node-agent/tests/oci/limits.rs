@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use tokio::io::AsyncReadExt;
 use warren_node_agent::driver::{Driver, Ended, Exit};
 
 use super::world::*;
@@ -85,8 +84,8 @@ fn a_fork_bomb_is_held_by_the_limit_and_can_be_removed() {
     with_each_runtime("pids", |world| async move {
         let key = world.start("a", &[]).await;
         let bomb = "echo armed; f() { while :; do f & done; }; f 2>/dev/null & wait";
-        let mut execution = world.driver.exec(&key, &sh(bomb)).await.expect("executes");
-        execution.stdout.read_exact(&mut [0u8; 6]).await.expect("armed");
+        let mut execution = exec(&*world.driver, &key, &sh(bomb)).await.expect("executes");
+        super::exec::read_until(&mut execution, &mut String::new(), "armed").await;
         while world.pids_file("pids.events").is_none_or(|text| text.contains("max 0")) {
             let running: u64 = world.pids_file("pids.current").expect("a group").trim().parse().expect("a number");
             // With a kernel of its own there are that one's threads too.
@@ -94,6 +93,6 @@ fn a_fork_bomb_is_held_by_the_limit_and_can_be_removed() {
             tokio::task::yield_now().await;
         }
         world.driver.remove(&key).await.expect("removes");
-        assert!(execution.control.wait().await.is_ok());
+        assert!(!read_all(execution.output).await.exit.oom_killed);
     });
 }

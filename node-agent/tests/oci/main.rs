@@ -11,6 +11,8 @@ mod fenced;
 mod gpus;
 mod lifecycle;
 mod limits;
+mod logs;
 mod many;
+mod process;
 mod runtimes;
 mod world;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use warren_node_agent::driver::oci::{OciConfig, OciDriver};
-use warren_node_agent::driver::{Driver, ExecSpec, Execution, Exit, InstanceKey, InstanceSpec};
+use warren_node_agent::driver::{
+    Attachment, Driver, DriverError, Event, ExecSpec, Exit, InstanceKey, InstanceSpec, ProcessSpec, Stream,
+};
 use warren_node_agent::gpu::Gpus;
 use warren_proto::ids::{Epoch, NodeId, SandboxName};
 use warren_proto::units::{Bytes, MilliCpu, Resources};
@@ -227,9 +228,10 @@ fn make_base(base: &Path) -> io::Result<()> {
         "grep",
         "tr",
         "sha256sum",
-        "df",
+        "mkfifo",
         "rm",
         "ln",
+        "df",
     ] {
         symlink("busybox", base.join("bin").join(applet))?;
     }
@@ -248,13 +250,18 @@ pub fn sh(script: &str) -> ExecSpec {
 }
 
 pub fn command(words: &[&str]) -> ExecSpec {
-    ExecSpec {
-        command: words.iter().map(|&word| word.to_owned()).collect(),
-        environment: Vec::new(),
-        working_directory: None,
-        user: (0, 0),
-        terminal: None,
-    }
+    ExecSpec { command: words.iter().map(|&word| word.to_owned()).collect(), ..ExecSpec::default() }
+}
+
+/// A process with an id that no other has, which ends with whoever is attached.
+pub fn process(exec: ExecSpec) -> ProcessSpec {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    ProcessSpec { id, exec, kill_on_disconnect: true, no_stdin: false, timeout: None }
+}
+
+/// Starts a process and attaches to it.
+pub async fn exec(driver: &dyn Driver, key: &InstanceKey, spec: &ExecSpec) -> Result<Attachment, DriverError> {
+    driver.exec(key, &process(spec.clone())).await
 }
 
 #[derive(Debug)]
@@ -272,24 +279,27 @@ impl Output {
 
 /// Executes, writes all of `input` and then end of file, reads everything, waits.
 pub async fn run(driver: &dyn Driver, key: &InstanceKey, spec: &ExecSpec, input: &[u8]) -> Output {
-    let execution = driver.exec(key, spec).await.unwrap_or_else(|e| panic!("{:?}: {e}", spec.command));
-    let Execution { mut stdin, mut stdout, stderr, control } = execution;
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let attachment = exec(driver, key, spec).await.unwrap_or_else(|e| panic!("{:?}: {e}", spec.command));
+    let Attachment { output, input: mut stdin, .. } = attachment;
     let write = async move {
         // The process may have closed its end.
-        let _ = stdin.write_all(input).await;
-        drop(stdin);
+        let _ = stdin.write(input).await;
+        let _ = stdin.close().await;
     };
-    let read_err = async {
-        if let Some(mut stderr) = stderr {
-            stderr.read_to_end(&mut err).await.expect("reads");
+    tokio::join!(read_all(output), write).0
+}
+
+/// Reads everything, waits.
+pub async fn read_all(mut output: Box<dyn warren_node_agent::driver::ProcessOutput>) -> Output {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        match output.next().await.expect("reads") {
+            Event::Output { stream: Stream::Stdout, data, .. } => stdout.extend(data),
+            Event::Output { stream: Stream::Stderr, data, .. } => stderr.extend(data),
+            Event::Dropped { from, to } => panic!("bytes {from} to {to} were dropped"),
+            Event::Exited(status) => return Output { stdout, stderr, exit: status.exit.expect("it ended") },
         }
-    };
-    let (_, read, ()) = tokio::join!(write, stdout.read_to_end(&mut out), read_err);
-    read.expect("reads");
-    let exit = control.wait().await.expect("ends");
-    assert_eq!(control.wait().await.expect("answers again"), exit);
-    Output { stdout: out, stderr: err, exit }
+    }
 }
 
 pub fn code(code: i32) -> Exit {

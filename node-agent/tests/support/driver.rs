@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
 use warren_node_agent::driver::*;
 
 /// Clones share the host.
@@ -21,6 +19,7 @@ struct Host {
     refused: Mutex<BTreeSet<String>>,
     bell: watch::Sender<u64>,
     killed: watch::Sender<u64>,
+    processes: Mutex<BTreeMap<(InstanceKey, String), FakeProcess>>,
     /// Starts begin and do not end.
     held_back: watch::Sender<bool>,
 }
@@ -123,78 +122,191 @@ impl Driver for FakeDriver {
         Ok(self.0.instances.lock().unwrap().clone().into_iter().collect())
     }
 
-    /// `cat` echoes until the end of its input and exits with 3; `hang` runs until it is killed or signalled; `big` writes
-    /// 1 MiB to stdout and `done` to stderr, and ends before any of it was read; `flood` and `drip` end and leave a child behind
-    /// that goes on writing, much at once or a little now and then.
-    async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError> {
-        if self.presence(key) != Some(Presence::Running) {
-            return Err(DriverError::NotRunning { key: key.clone() });
-        }
-        let (exit, _) = watch::channel(None);
-        let exit = Arc::new(exit);
-        let gone = CancellationToken::new();
-        let (stdin, mut input) = duplex(1024);
-        let (mut output, stdout) = duplex(1024);
-        let (mut errors, stderr) = duplex(1024);
-        match spec.command[0].as_str() {
-            "cat" => {
-                let exit = Arc::clone(&exit);
-                tokio::spawn(async move {
-                    tokio::io::copy(&mut input, &mut output).await.unwrap();
-                    exit.send_replace(Some(Exit { code: 3, ..Exit::default() }));
-                });
-            }
-            "big" => {
-                exit.send_replace(Some(Exit::default()));
-                tokio::spawn(async move {
-                    let _ = output.write_all(&vec![b'b'; 1 << 20]).await;
-                    let _ = errors.write_all(b"done").await;
-                });
-            }
-            chatty @ ("flood" | "drip") => {
-                let (piece, pause) = if chatty == "flood" { (vec![b'f'; 1 << 16], 0) } else { (vec![b'd'], 50) };
-                exit.send_replace(Some(Exit { code: 5, ..Exit::default() }));
-                tokio::spawn(async move {
-                    while output.write_all(&piece).await.is_ok() {
-                        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
-                    }
-                    drop(errors);
-                });
-            }
-            "hang" => {
-                let (killed, gone) = (self.clone(), gone.clone());
-                tokio::spawn(async move {
-                    gone.cancelled().await;
-                    let _ = input.read(&mut [0]).await;
-                    killed.0.killed.send_modify(|n| *n += 1);
-                    drop((output, errors));
-                });
-            }
-            other => return Err(DriverError::CommandNotFound { command: other.to_owned() }),
-        }
-        let control = Box::new(FakeControl { exit, _gone: gone.drop_guard() });
-        Ok(Execution { stdin: Box::new(stdin), stdout: Box::new(stdout), stderr: Some(Box::new(stderr)), control })
-    }
-}
-
-struct FakeControl {
-    exit: Arc<watch::Sender<Option<Exit>>>,
-    _gone: DropGuard,
-}
-
-#[async_trait]
-impl ExecControl for FakeControl {
-    async fn wait(&self) -> Result<Exit, DriverError> {
-        let exit = *self.exit.subscribe().wait_for(Option::is_some).await.unwrap();
-        Ok(exit.unwrap())
+    async fn exec(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<Attachment, DriverError> {
+        let process = self.begin(key, spec)?;
+        Ok(process.attach(AttachFrom { offset: 0, lossless: true }))
     }
 
-    async fn signal(&self, signal: i32) -> Result<(), DriverError> {
-        self.exit.send_replace(Some(Exit { code: 128 + signal, signal, oom_killed: false }));
+    async fn start_process(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<ProcessStatus, DriverError> {
+        match self.process(key, &spec.id) {
+            Ok(process) if process.0.spec == *spec => Ok(process.status()),
+            Ok(_) => Err(DriverError::ProcessExists { id: spec.id.clone() }),
+            Err(_) => Ok(self.begin(key, spec)?.status()),
+        }
+    }
+
+    async fn processes(&self, key: &InstanceKey) -> Result<Vec<ProcessStatus>, DriverError> {
+        let all = self.0.processes.lock().unwrap();
+        Ok(all.iter().filter(|((of, _), _)| of == key).map(|(_, process)| process.status()).collect())
+    }
+
+    async fn attach(&self, key: &InstanceKey, id: &str, from: AttachFrom) -> Result<Attachment, DriverError> {
+        Ok(self.process(key, id)?.attach(from))
+    }
+
+    async fn signal_process(&self, key: &InstanceKey, id: &str, signal: u8) -> Result<(), DriverError> {
+        let signal = i32::from(signal);
+        self.process(key, id)?.end(Exit { code: 128 + signal, signal, oom_killed: false });
         Ok(())
     }
 
-    async fn resize(&self, _: TerminalSize) -> Result<(), DriverError> {
+    async fn resize_process(&self, key: &InstanceKey, id: &str, _: TerminalSize) -> Result<(), DriverError> {
+        self.process(key, id).map(drop)
+    }
+
+    async fn process_ended(&self, key: &InstanceKey, id: &str) {
+        if let Ok(process) = self.process(key, id) {
+            process.0.output.subscribe().wait_for(|output| output.exit.is_some()).await.unwrap();
+        }
+    }
+}
+
+impl FakeDriver {
+    fn process(&self, key: &InstanceKey, id: &str) -> Result<FakeProcess, DriverError> {
+        let all = self.0.processes.lock().unwrap();
+        all.get(&(key.clone(), id.to_owned())).cloned().ok_or_else(|| DriverError::ProcessNotFound { id: id.into() })
+    }
+
+    /// `cat` echoes until the end of its input and exits with 3; `hang` runs until it is killed or signalled; `big` writes
+    /// 1 MiB to stdout and `done` to stderr, and ends.
+    fn begin(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<FakeProcess, DriverError> {
+        if self.presence(key) != Some(Presence::Running) {
+            return Err(DriverError::NotRunning { key: key.clone() });
+        }
+        let process =
+            FakeProcess(Arc::new(Fake { spec: spec.clone(), output: watch::Sender::default(), driver: self.clone() }));
+        match spec.exec.command[0].as_str() {
+            "cat" | "hang" => {}
+            "big" => {
+                process.write(Stream::Stdout, &vec![b'b'; 1 << 20]);
+                process.write(Stream::Stderr, b"done");
+                process.end(Exit::default());
+            }
+            other => return Err(DriverError::CommandNotFound { command: other.to_owned() }),
+        }
+        self.0.processes.lock().unwrap().insert((key.clone(), spec.id.clone()), process.clone());
+        Ok(process)
+    }
+}
+
+/// Clones are the same process.
+#[derive(Clone)]
+struct FakeProcess(Arc<Fake>);
+
+struct Fake {
+    spec: ProcessSpec,
+    output: watch::Sender<Written>,
+    driver: FakeDriver,
+}
+
+#[derive(Default)]
+struct Written {
+    pieces: Vec<(Stream, Vec<u8>)>,
+    exit: Option<Exit>,
+    attached: usize,
+}
+
+impl FakeProcess {
+    fn write(&self, stream: Stream, bytes: &[u8]) {
+        self.0.output.send_modify(|output| output.pieces.push((stream, bytes.to_vec())));
+    }
+
+    fn end(&self, exit: Exit) {
+        self.0.output.send_modify(|output| {
+            output.exit.get_or_insert(exit);
+        });
+    }
+
+    fn status(&self) -> ProcessStatus {
+        let (spec, output) = (&self.0.spec, self.0.output.borrow());
+        ProcessStatus {
+            id: spec.id.clone(),
+            command: spec.exec.command.clone(),
+            working_directory: "/".into(),
+            user: spec.exec.user.clone(),
+            terminal: spec.exec.terminal.is_some(),
+            kill_on_disconnect: spec.kill_on_disconnect,
+            timeout: spec.timeout,
+            started_ms: 1,
+            ended_ms: output.exit.map(|_| 2),
+            exit: output.exit,
+            timed_out: false,
+            output_start: 0,
+            output_end: output.pieces.iter().map(|(_, piece)| piece.len() as u64).sum(),
+            attached: output.attached > 0,
+        }
+    }
+
+    fn attach(&self, from: AttachFrom) -> Attachment {
+        self.0.output.send_modify(|output| output.attached += 1);
+        let hold = Arc::new(Hold(self.clone()));
+        let output = FakeOutput { seen: self.0.output.subscribe(), next: 0, at: 0, from, hold: Arc::clone(&hold) };
+        Attachment { status: self.status(), output: Box::new(output), input: Box::new(FakeInput(hold)) }
+    }
+}
+
+/// Both halves of an attachment hold it.
+struct Hold(FakeProcess);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let Fake { spec, output, driver } = &*self.0.0;
+        output.send_modify(|output| output.attached -= 1);
+        let left = output.borrow().attached == 0 && output.borrow().exit.is_none();
+        if left && spec.kill_on_disconnect {
+            self.0.end(Exit { code: 137, signal: 9, oom_killed: false });
+            driver.0.killed.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+struct FakeOutput {
+    seen: watch::Receiver<Written>,
+    next: usize,
+    at: u64,
+    from: AttachFrom,
+    hold: Arc<Hold>,
+}
+
+#[async_trait]
+impl ProcessOutput for FakeOutput {
+    async fn next(&mut self) -> Result<Event, DriverError> {
+        loop {
+            let next = self.next;
+            let written =
+                self.seen.wait_for(|output| output.pieces.len() > next || output.exit.is_some()).await.unwrap();
+            let Some((stream, piece)) = written.pieces.get(next).cloned() else {
+                drop(written);
+                return Ok(Event::Exited(Box::new(self.hold.0.status())));
+            };
+            drop(written);
+            let skipped = (self.from.offset.saturating_sub(self.at)).min(piece.len() as u64);
+            let offset = self.at + skipped;
+            (self.next, self.at) = (next + 1, self.at + piece.len() as u64);
+            if skipped < piece.len() as u64 {
+                return Ok(Event::Output { offset, stream, data: piece[skipped as usize..].to_vec() });
+            }
+        }
+    }
+}
+
+struct FakeInput(Arc<Hold>);
+
+#[async_trait]
+impl ProcessInput for FakeInput {
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self.0.0.0.spec.exec.command[0].as_str() {
+            "cat" => self.0.0.write(Stream::Stdout, bytes),
+            // It never reads.
+            _ => std::future::pending().await,
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> std::io::Result<()> {
+        if self.0.0.0.spec.exec.command[0] == "cat" {
+            self.0.0.end(Exit { code: 3, ..Exit::default() });
+        }
         Ok(())
     }
 }

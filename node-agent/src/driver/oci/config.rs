@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::kind::Kind;
 use super::record::Record;
+use super::users::User;
 use super::{ids, layout, seccomp};
 use crate::driver::{ExecSpec, InstanceSpec, TerminalSize};
 
@@ -105,35 +106,38 @@ pub fn bundle(spec: &InstanceSpec, host: &Host) -> Value {
 }
 
 /// `process.json` of an execution.
-pub fn exec_process(record: &Record, spec: &ExecSpec, open_files: u64) -> Value {
+pub fn exec_process(record: &Record, spec: &ExecSpec, user: &User, open_files: u64) -> Value {
     let mut environment = environment(&record.environment, &spec.environment);
+    if let Some(home) = user.home.as_ref().filter(|_| !environment.iter().any(|entry| entry.starts_with("HOME="))) {
+        environment.push(format!("HOME={home}"));
+    }
     if spec.terminal.is_some() && !environment.iter().any(|entry| entry.starts_with("TERM=")) {
         environment.push("TERM=xterm".to_owned());
     }
     let directory = spec.working_directory.as_deref().unwrap_or(&record.working_directory);
-    process(&spec.command, environment, directory, spec.user, spec.terminal, open_files)
+    process(&spec.command, environment, directory, user, spec.terminal, open_files)
 }
 
 fn main_process(spec: &InstanceSpec, open_files: u64) -> Value {
     let idle = ["/bin/sh", "-c", IDLE].map(str::to_owned);
     let command: &[String] = if spec.command.is_empty() { &idle } else { &spec.command };
-    process(command, environment(&spec.environment, &[]), &spec.working_directory, (0, 0), None, open_files)
+    process(command, environment(&spec.environment, &[]), &spec.working_directory, &User::default(), None, open_files)
 }
 
 fn process(
     command: &[String],
     environment: Vec<String>,
     directory: &str,
-    (uid, gid): (u32, u32),
+    user: &User,
     terminal: Option<TerminalSize>,
     open_files: u64,
 ) -> Value {
     // Only root holds what it may hold; others have a bound, and no way to gain.
-    let held: &[&str] = if uid == 0 { &CAPABILITIES } else { &[] };
+    let held: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
     let most_files = open_files.min(MAX_OPEN_FILES);
     let mut process = json!({
         "terminal": terminal.is_some(),
-        "user": { "uid": uid, "gid": gid },
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
         "args": command,
         "env": environment,
         "cwd": if directory.is_empty() { "/" } else { directory },
@@ -199,7 +203,7 @@ fn mounts(spec: &InstanceSpec, unified_cgroups: bool) -> Vec<Value> {
 }
 
 /// Paths in an instance's directory that must be there before its runtime starts.
-pub const DIRECTORIES: [&str; 3] = [layout::LOWER, layout::DISK, layout::EXEC];
+pub const DIRECTORIES: [&str; 4] = [layout::LOWER, layout::DISK, layout::EXEC, layout::LOGS];
 
 #[cfg(test)]
 mod tests {
@@ -279,7 +283,7 @@ mod tests {
 
     #[test]
     fn only_root_holds_capabilities() {
-        let process = process(&["x".into()], Vec::new(), "", (1000, 1000), None, 20_000);
+        let process = process(&["x".into()], Vec::new(), "", &User::number(1000, 1000), None, 20_000);
         assert_eq!(process["capabilities"]["effective"], json!([]));
         assert_eq!(process["cwd"], "/");
         assert_eq!(process["rlimits"][0]["hard"], 20_000);

@@ -1,5 +1,6 @@
 //! Starts shims and hears from them.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -9,7 +10,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 
 use crate::failpoint;
@@ -19,18 +19,16 @@ use crate::sys;
 /// Longest that a start may take: the slowest seen under load took about 5 s.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A shim that runs.
+/// An instance's shim that runs.
 #[derive(Debug)]
 pub struct Shim {
     pub child: Child,
     pub reports: Reports,
-    /// Each byte is a signal; dropping it ends an execution.
-    pub steering: OwnedWriteHalf,
 }
 
 /// What a shim says.
 #[derive(Debug)]
-pub struct Reports(Lines<BufReader<OwnedReadHalf>>);
+pub struct Reports(Lines<BufReader<UnixStream>>);
 
 impl Reports {
     /// The next report; `None` once the shim is gone or has let go of the socket.
@@ -48,43 +46,30 @@ impl Reports {
     }
 }
 
-/// Standard input, output and error of a shim.
-#[derive(Debug)]
-pub struct Stdios(pub Stdio, pub Stdio, pub Stdio);
-
-impl Stdios {
-    pub fn none() -> Self {
-        Self(Stdio::null(), Stdio::null(), Stdio::null())
-    }
-}
-
-/// Starts `exe shim <command> <directory> [<id>] <socket> [<console>]`. The shim gets nothing of this process's environment
-/// but PATH.
-pub fn launch(exe: &Path, command: &Arguments<'_>, stdio: Stdios) -> io::Result<Shim> {
+/// Starts `exe shim run <directory> <socket>`.
+pub fn launch(exe: &Path, directory: &Path) -> io::Result<Shim> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut line = std::process::Command::new(exe);
-    let number = sys::inherit(&mut line, OwnedFd::from(theirs)).to_string();
-    match command {
-        Arguments::Run { directory } => line.arg("shim").arg("run").arg(directory).arg(number),
-        Arguments::Exec { directory, id, console } => {
-            line.arg("shim").arg("exec").arg(directory).arg(id).arg(number).args(*console)
-        }
-    };
-    line.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
-    line.envs(failpoint::inherited());
-    line.stdin(stdio.0).stdout(stdio.1).stderr(stdio.2).current_dir("/");
-    // Dropping the command closes our copy of the shim's end: else we would never see that it let go.
-    let child = Command::from(line).spawn()?;
-    let (read, steering) = UnixStream::from_std(ours)?.into_split();
-    Ok(Shim { child, reports: Reports(BufReader::new(read).lines()), steering })
+    let child = start(exe, theirs.into(), [OsStr::new("run"), directory.as_os_str()])?;
+    Ok(Shim { child, reports: Reports(BufReader::new(UnixStream::from_std(ours)?).lines()) })
 }
 
-/// What a shim is to do.
-#[derive(Debug)]
-pub enum Arguments<'a> {
-    Run { directory: &'a Path },
-    Exec { directory: &'a Path, id: &'a str, console: Option<&'a Path> },
+/// Starts `exe shim exec <directory> <id> <listener>`.
+pub fn launch_process(exe: &Path, directory: &Path, id: &str, listener: OwnedFd) -> io::Result<Child> {
+    start(exe, listener, [OsStr::new("exec"), directory.as_os_str(), OsStr::new(id)])
+}
+
+/// Starts `exe shim <arguments> <descriptor>`. The shim gets nothing of this process's environment but PATH, and of its
+/// descriptors only `inherited`.
+fn start<const N: usize>(exe: &Path, inherited: OwnedFd, arguments: [&OsStr; N]) -> io::Result<Child> {
+    let mut line = std::process::Command::new(exe);
+    let number = sys::inherit(&mut line, inherited).to_string();
+    line.arg("shim").args(arguments).arg(number);
+    line.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
+    line.envs(failpoint::inherited());
+    line.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    // Dropping the command closes our copy of the shim's end: else we would never see that it let go.
+    Command::from(line).spawn()
 }
 
 /// Waits for a shim in the background, so that it does not stay as a zombie.

@@ -11,7 +11,8 @@
 //!     lower/                            mount point of the shifted base
 //!     alive, busy                       lifelines: held by the shim of the main process, by every shim
 //!     started, exit.json                left by the shim: the main process's pid, how it ended
-//!     exec/                             files of executions that are just being started
+//!     exec/<id>/                        a process that was started in it, see `process/files.rs`
+//!     logs/                             what the main process wrote, see `log.rs`
 //! /run/warren/<hash of data_dir>/       0711: a sandbox's root user must be able to walk to its root file system
 //!   rootfs/                             mount point, used only in the shims' private mount namespaces
 //! ```
@@ -44,6 +45,7 @@ pub const BUSY: &str = "busy";
 pub const STARTED: &str = "started";
 pub const EXIT: &str = "exit.json";
 pub const EXEC: &str = "exec";
+pub const LOGS: &str = "logs";
 
 /// Paths of one driver.
 #[derive(Debug, Clone)]

@@ -9,12 +9,12 @@
 //! Nothing is kept in memory that matters: directories, lifelines and control groups say what there is, so a new agent
 //! process finds everything, and a crash at any step leaves something that [`Driver::list`] shows and [`Driver::remove`]
 //! removes. In reading order: `layout` names, `record` files, `lifeline` who is alive, `ids` users, `config` and `seccomp`
-//! what an instance may do, `cgroup`, `runtime`, `host`, `launch`, `exec`, `pty`, `remove`.
+//! what an instance may do, `cgroup`, `runtime`, `host`, `launch`, `process` and `users` what is executed later, `log` and `follow` what the main process wrote, `remove`.
 
 pub(crate) mod cgroup;
 mod config;
 mod disk;
-mod exec;
+mod follow;
 mod host;
 pub(crate) mod ids;
 mod inside;
@@ -22,12 +22,14 @@ pub(crate) mod kind;
 mod launch;
 pub(crate) mod layout;
 pub(crate) mod lifeline;
-mod pty;
+pub(crate) mod log;
+pub(crate) mod process;
 pub(crate) mod record;
 mod remove;
 pub(crate) mod rootfs;
 mod runtime;
 mod seccomp;
+pub(crate) mod users;
 
 use std::fs;
 use std::io;
@@ -43,11 +45,14 @@ use self::cgroup::Cgroups;
 use self::disk::Quota;
 use self::ids::IdRanges;
 use self::kind::Kind;
-use self::launch::{Arguments, Stdios};
 use self::layout::Layout;
+use self::process::Processes;
 use self::record::{Decided, ExitRecord, Record};
 use self::runtime::{Offer, Runtime};
-use super::{Driver, DriverError, Ended, ExecSpec, Execution, InsideRoot, InstanceKey, InstanceSpec, Presence};
+use super::{
+    AttachFrom, Attachment, Driver, DriverError, Ended, InsideRoot, InstanceKey, InstanceSpec, LogQuery, LogStream,
+    Presence, ProcessSpec, ProcessStatus, TerminalSize,
+};
 use crate::failpoint;
 use crate::fence::Switch;
 use crate::gpu::{Gpus, cdi};
@@ -223,8 +228,7 @@ impl OciDriver {
         self.prepare_instance(spec, offer, first_id, &devices).map_err(io_error("write the instance's files"))?;
         failpoint::pass("start.prepared");
         let _slot = self.runtime.slot().await;
-        let arguments = Arguments::Run { directory: &directory };
-        let mut shim = launch::launch(&self.shim_exe, &arguments, Stdios::none()).map_err(io_error("start a shim"))?;
+        let mut shim = launch::launch(&self.shim_exe, &directory).map_err(io_error("start a shim"))?;
         failpoint::pass("start.launched");
         let first = shim.reports.first().await;
         failpoint::pass("start.answered");
@@ -232,7 +236,6 @@ impl OciDriver {
         match first {
             Ok(Report::Started) => Ok(()),
             Ok(Report::Failed { what, output }) => Err(refused(spec, what, &output)),
-            Ok(Report::Exited { .. }) => Err(io_error(&what())(io::ErrorKind::InvalidData.into())),
             Err(source) => Err(DriverError::Io { what: what(), source }),
         }
     }
@@ -282,6 +285,10 @@ impl OciDriver {
             (record, Presence::Running) if !(self.is_fenced(key) && self.switch.is_frozen()) => Ok(record),
             _ => Err(DriverError::NotRunning { key: key.clone() }),
         }
+    }
+
+    fn processes_of(&self, key: &InstanceKey) -> Processes {
+        Processes::new(self.layout.instance(key))
     }
 
     /// The control group that a running instance has.
@@ -377,10 +384,43 @@ impl Driver for OciDriver {
         self.cgroups.exists(&self.layout.cgroup(key, true))
     }
 
-    async fn exec(&self, key: &InstanceKey, spec: &ExecSpec) -> Result<Execution, DriverError> {
-        // In a frozen one the process would freeze before it ran, and the runtime would wait for it.
+    // In a frozen one a process would freeze before it ran, and the runtime would wait for it.
+    async fn exec(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<Attachment, DriverError> {
         let record = self.awake(key)?;
-        exec::exec(self, key, &record, spec).await
+        self.processes_of(key).exec(self, &record, spec).await
+    }
+
+    async fn start_process(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<ProcessStatus, DriverError> {
+        let record = self.awake(key)?;
+        self.processes_of(key).start(self, &record, spec).await
+    }
+
+    async fn processes(&self, key: &InstanceKey) -> Result<Vec<ProcessStatus>, DriverError> {
+        self.processes_of(key).list().await
+    }
+
+    async fn attach(&self, key: &InstanceKey, id: &str, from: AttachFrom) -> Result<Attachment, DriverError> {
+        self.processes_of(key).attach(id, from).await
+    }
+
+    async fn signal_process(&self, key: &InstanceKey, id: &str, signal: u8) -> Result<(), DriverError> {
+        self.processes_of(key).signal(id, signal).await
+    }
+
+    async fn resize_process(&self, key: &InstanceKey, id: &str, size: TerminalSize) -> Result<(), DriverError> {
+        self.processes_of(key).resize(id, size).await
+    }
+
+    async fn logs(&self, key: &InstanceKey, query: &LogQuery) -> Result<Box<dyn LogStream>, DriverError> {
+        let directory = self.layout.instance(key);
+        if !directory.exists() {
+            return Err(DriverError::NotFound(key.clone()));
+        }
+        Ok(Box::new(follow::Logs::open(&directory, query)?))
+    }
+
+    async fn process_ended(&self, key: &InstanceKey, id: &str) {
+        self.processes_of(key).ended(id).await;
     }
 
     async fn root(&self, key: &InstanceKey) -> Result<InsideRoot, DriverError> {

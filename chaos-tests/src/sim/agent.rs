@@ -204,7 +204,7 @@ impl World {
         if let Some(process) = self.process(agent) {
             process.link = Some(link);
         }
-        self.send_up(id, Up::Hello { ledger_id, report, observation });
+        self.send_up(id, Up::Hello { ledger_id, report: Box::new(report), observation });
         self.agent_timer(agent, HANDSHAKE, Timer::Handshake(id));
     }
 

@@ -300,7 +300,7 @@ impl World {
         self.trace
             .note(self.now, format_args!("replica {replica} thinks {} {}", verdict.node, verdict.condition.name()));
         match plan::liveness::decide(&state, &verdict) {
-            Step::Propose(body) => self.propose(replica, controller(), body, Origin::Judged { term, verdict }),
+            Step::Propose(body) => self.propose(replica, controller(), *body, Origin::Judged { term, verdict }),
             Step::Nothing => self.judged(replica, term, &verdict, Ok(())),
             Step::Wait => {
                 let again = instant(self.replicas[replica].clock.monotonic(self.now) + BRAKED_PAUSE);

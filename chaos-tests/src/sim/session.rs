@@ -33,7 +33,7 @@ pub type SessionId = u64;
 pub enum Up {
     Hello {
         ledger_id: Option<LedgerId>,
-        report: NodeReport,
+        report: Box<NodeReport>,
         observation: Observation,
     },
     Renew {
@@ -204,7 +204,7 @@ impl World {
                 return self.refuse(id, Refusal::NotLeader { leader });
             }
             match message {
-                Up::Hello { ledger_id, report, observation } => self.hello(id, ledger_id, report, observation),
+                Up::Hello { ledger_id, report, observation } => self.hello(id, ledger_id, *report, observation),
                 Up::Renew { sequence } => self.renew(id, sequence),
                 Up::Observation(observation) => self.observe(id, observation, false),
                 Up::Resync => {

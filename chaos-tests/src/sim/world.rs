@@ -311,7 +311,7 @@ fn some_agent(number: usize, rng: &mut Rng) -> Agent {
         clock: some_clock(rng, 0),
         capacity,
         full_capacity: capacity,
-        gpus: (0..capacity.gpus.0).filter(|_| number % 2 == 0).map(gpu).collect(),
+        gpus: (0..capacity.gpus.0).filter(|_| number.is_multiple_of(2)).map(gpu).collect(),
         instances: BTreeMap::new(),
         journal: BTreeMap::new(),
         ledger_file: None,

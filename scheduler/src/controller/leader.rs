@@ -160,7 +160,7 @@ async fn judge(controller: &Controller, state: &State, verdicts: &[Verdict]) -> 
             Step::Propose(body) => {
                 counter!(names::LAPSES, "then" => verdict.condition.name().to_lowercase()).increment(1);
                 warn!(node = %verdict.node, condition = verdict.condition.name(), "not heard of");
-                propose(controller, body).await
+                propose(controller, *body).await
             }
             Step::Nothing => Ok(()),
         };

@@ -22,7 +22,7 @@ pub struct Verdict {
 /// What a leader does about a verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    Propose(Planned),
+    Propose(Box<Planned>),
     /// The brake holds, or the level knows no such step: the node is judged again later.
     Wait,
     /// The ledger says so already, or nothing of the node.
@@ -36,7 +36,7 @@ pub const BRAKED_PAUSE: Duration = Duration::from_secs(2);
 pub fn decide(state: &State, verdict: &Verdict) -> Step {
     match command(state, verdict) {
         Some(Body::SetNodeCondition { to: Condition::Down, .. }) if state.region.brake_since.is_some() => Step::Wait,
-        Some(body) => Step::Propose(body),
+        Some(body) => Step::Propose(Box::new(body)),
         None if stands(state, verdict) => Step::Nothing,
         // At the first level a node that is suspect since a restore stays so: judged again at once, it would be for ever.
         None => Step::Wait,
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn the_brake_holds_up_who_would_go_down_and_nobody_else() {
         use Condition::{Down, Ready, Suspect};
-        let to = |to| Step::Propose(Body::SetNodeCondition { node: node("a"), incarnation: 1, to });
+        let to = |to| Step::Propose(Body::SetNodeCondition { node: node("a"), incarnation: 1, to }.into());
         assert_eq!(decide_on(Suspect, Down, Level::SECOND, false), to(Down));
         assert_eq!(decide_on(Suspect, Down, Level::SECOND, true), Step::Wait);
         assert_eq!(
@@ -103,7 +103,7 @@ mod tests {
         let lapsed = Body::SetNodeReachable { node: node("a"), incarnation: 1, reachable: false };
         assert_eq!(
             decide_on(Ready, Suspect, Level::FIRST, true),
-            Step::Propose(lapsed),
+            Step::Propose(lapsed.into()),
             "the first level has no brake"
         );
     }

@@ -33,7 +33,8 @@ run_python() {
     [ "$(ctl sandbox exec "$name" -- python3 -c 'print(6 * 7)')" = 42 ] || fail "Python in $name did not answer 42"
     results=$((results + 1))
   done
-  shown="print(sum(n*n for n in range(1000))) = $example; $results more sandboxes answer 42"
+  [ "$(ctl sandbox run --cpu 0.1 --memory 64MiB python -- python3 -c 'print(6 * 7)')" = 42 ] || fail "\`sandbox run\` did not answer 42"
+  shown="print(sum(n*n for n in range(1000))) = $example; $results more, and one made for it, answer 42"
 }
 
 leader() { ctl server members -o json | grep -B3 -A3 MEMBER_ROLE_LEADER | sed -n 's/.*"replicaId": *"\{0,1\}\([0-9]*\).*/\1/p' | head -n 1; }

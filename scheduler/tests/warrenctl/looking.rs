@@ -104,6 +104,9 @@ x         50.0%   64 MiB / 256 MiB   25.0%      0 B    2 KiB / 0 B    3 / 256
     let ran = ctl(&fake, &["sandbox", "stats", "--no-stream", "x"]).await;
     assert_ne!(ran.code, 0);
     assert!(ran.stderr.contains("no counters"), "{ran:?}");
+    fake.fail("metrics", [Status::unimplemented("")]);
+    let ran = ctl(&fake, &["sandbox", "stats", "--no-stream", "x"]).await;
+    assert!(ran.stderr.contains("the server does not know this call"), "{ran:?}");
 }
 
 #[tokio::test]

@@ -127,7 +127,8 @@ const FIXED_JSON: &str = r#"{
   "etag": "",
   "secretNames": [],
   "restartCount": 0,
-  "queuePosition": 0
+  "queuePosition": 0,
+  "gpuUuids": []
 }
 "#;
 

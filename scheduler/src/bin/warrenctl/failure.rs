@@ -8,6 +8,7 @@ use warren_proto::error::{reason_of, reason_text};
 use warren_proto::v1::ErrorReason;
 
 use crate::replicas::NO_LEADER_ADVICE;
+use crate::retry::is_broken_connection;
 
 /// Exit code of `sandbox exec` when Warren itself failed: the one that container tools use.
 pub const EXEC_FAILED: u8 = 125;
@@ -19,7 +20,7 @@ pub const UNAVAILABLE: u8 = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// A scheduler or an agent said no.
-    #[error("{}", .0.message())]
+    #[error("{}", answer(.0))]
     Status(Box<Status>),
     /// It went on failing until time was up; the last of it.
     #[error("gave up on {endpoint}: {}", in_full(.status))]
@@ -134,6 +135,16 @@ fn of_code(code: Code) -> u8 {
     }
 }
 
+/// What it says. One that says nothing is made by a library: it does not know the call.
+fn answer(status: &Status) -> String {
+    match (status.code(), status.message()) {
+        (Code::Unimplemented, "") => "the server does not know this call: it is older than this program".to_owned(),
+        (code, "") => code.description().to_owned(),
+        _ if is_broken_connection(status) => format!("the connection broke: {}", in_full(status)),
+        _ => in_full(status),
+    }
+}
+
 /// A status with what is behind it: a broken transport says little itself.
 pub fn in_full(status: &Status) -> String {
     match std::error::Error::source(status) {
@@ -174,6 +185,9 @@ fn hint(reason: ErrorReason) -> Option<&'static str> {
         R::Compacted => "the token is too old: watch without --token, which begins with what there is now",
         R::DigestMismatch => "the file changed meanwhile, or was damaged on its way: import it again",
         R::CommandNotFound => "programs are looked up in the sandbox's PATH; an absolute path avoids that",
+        R::FileNotFound => "`warrenctl sandbox ls SANDBOX:/path` shows what is there",
+        R::SandboxDiskFull => "remove something (`warrenctl sandbox rm`), or create sandboxes with a larger --disk",
+        R::PortClosed => "does the program listen already, and at that port? `warrenctl sandbox exec` looks inside",
         R::TokenInvalid => "the clocks of schedulers and nodes may differ by more than a token's life",
         R::PermissionDenied => "this caller may not do that; --tenant and --tls-cert say who asks, and for whom",
         R::TenantNotFound => "`warrenctl tenant list` shows the tenants; one comes with its first sandbox or its quota",

@@ -29,7 +29,7 @@ fn is_decided(reason: ErrorReason) -> bool {
 }
 
 /// The transport failed in mid-call: the status was made here, not there.
-fn is_broken_connection(status: &Status) -> bool {
+pub fn is_broken_connection(status: &Status) -> bool {
     status.code() == Code::Internal && std::error::Error::source(status).is_some()
 }
 

@@ -49,6 +49,15 @@ impl Traces {
         found
     }
 
+    /// The processes of all sandboxes, and their shims.
+    pub(crate) fn sandbox_processes(&self) -> Vec<SandboxProcess> {
+        let of = |process: Process| SandboxProcess {
+            path: Path::new("/proc").join(&process.pid),
+            is_inside: self.nodes.iter().any(|(node, _)| process.groups.contains(&format!("/warren/{node}/"))),
+        };
+        processes().filter(|process| self.is_sandbox(process)).map(of).collect()
+    }
+
     fn mounts(&self) -> Vec<String> {
         let directory = self.directory.to_string_lossy();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -62,6 +71,14 @@ impl Traces {
             .iter()
             .any(|(node, data_dir)| in_group(node) || process.directory.starts_with(data_dir.join("oci/instances")))
     }
+}
+
+/// A process of a sandbox, or beside one.
+pub(crate) struct SandboxProcess {
+    /// Below `/proc`.
+    pub path: PathBuf,
+    /// In the sandbox's control group; otherwise a shim.
+    pub is_inside: bool,
 }
 
 struct Process {
@@ -93,7 +110,7 @@ fn processes() -> impl Iterator<Item = Process> {
 }
 
 /// The node's group in every hierarchy that has one: one mount for all controllers, or one mount each.
-fn groups_of(node: &str) -> impl Iterator<Item = PathBuf> {
+pub(crate) fn groups_of(node: &str) -> impl Iterator<Item = PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let own = Path::new("warren").join(node);
     let roots = std::iter::once(root.to_owned()).chain(entries(root));

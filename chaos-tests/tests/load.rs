@@ -10,7 +10,7 @@ use std::time::Duration;
 use warren_chaos::load::create::{self, Plan};
 use warren_chaos::load::failover::{self, Kind};
 use warren_chaos::load::region::Shape;
-use warren_chaos::load::{Place, etcd};
+use warren_chaos::load::{Place, etcd, exec};
 
 fn shape() -> Shape {
     Shape { schedulers: 3, nodes: 3, node_cpus: 1000, scheduler_flags: Vec::new(), fleet_flags: Vec::new() }
@@ -85,4 +85,16 @@ async fn nothing_acknowledged_is_lost_when_the_leader_is_killed() {
     assert!(report.acknowledged > 0);
     assert!(report.runs[0].gap_ms > 0.0);
     assert_eq!(left_in(root.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_are_measured_beside_bare_containers() {
+    if let Some(missing) = warren_chaos::cluster::missing() {
+        eprintln!("SKIPPED: {missing}");
+        return;
+    }
+    let place = Place::new(None).unwrap();
+    let plan = exec::Plan { runtimes: vec![warren_chaos::cluster::Options::default().runtime], rounds: 2, many: 3 };
+    let report = exec::run(&place, &plan).await.unwrap();
+    exec::check(&report, &plan).unwrap();
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use warren_chaos::load::Place;
 use warren_chaos::load::create::{self, Plan};
 use warren_chaos::load::region::Shape;
-use warren_chaos::load::{agents, failover, state};
+use warren_chaos::load::{agents, exec, failover, state};
 
 /// Measures schedulers and simulated nodes: real processes on this machine, started and ended here.
 #[derive(Debug, Parser)]
@@ -35,6 +35,21 @@ enum Command {
     Agents(AgentsArgs),
     /// Very many sandboxes in one replica: memory, checkpoints, restart, lists, watches
     State(StateArgs),
+    /// Real sandboxes: create and exec to the first output beside the bare runtime, memory, and many at once
+    Exec(ExecArgs),
+}
+
+#[derive(Debug, Args)]
+struct ExecArgs {
+    /// OCI runtimes, each measured in a cluster of its own
+    #[arg(long, value_delimiter = ',', default_value = "crun,runc")]
+    runtimes: Vec<String>,
+    /// Sandboxes and bare containers of each, in turns
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Sandboxes at once
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    many: u16,
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +199,12 @@ async fn measure(cli: Cli) -> anyhow::Result<()> {
             let plan = state::Plan { shape, sandboxes, probe: Duration::from_secs(args.probe) };
             let report = state::run(&place, &plan).await?;
             show(cli.json, &report, state::Report::print)
+        }
+        Command::Exec(args) => {
+            let plan = exec::Plan { runtimes: args.runtimes, rounds: args.rounds.into(), many: args.many.into() };
+            let report = exec::run(&place, &plan).await?;
+            show(cli.json, &report, exec::Report::print)?;
+            exec::check(&report, &plan)
         }
         Command::Failover(args) => {
             let kind = args.kind.into();

@@ -57,6 +57,17 @@ impl Client {
 
     /// One connect and one exec, without another attempt at the node.
     pub async fn exec_once(&self, sandbox: &str, command: &[&str], stdin: &[u8]) -> Result<ExecOutput, Status> {
+        self.exec_noticing(sandbox, command, stdin, || {}).await
+    }
+
+    /// The same; `noticed` is called when output comes.
+    pub async fn exec_noticing(
+        &self,
+        sandbox: &str,
+        command: &[&str],
+        stdin: &[u8],
+        mut noticed: impl FnMut(),
+    ) -> Result<ExecOutput, Status> {
         let place = self.connect(sandbox).await?;
         let channel = self.agent(&place.address).map_err(|error| Status::internal(format!("{error:#}")))?;
         let start =
@@ -73,7 +84,10 @@ impl Client {
         let mut output = ExecOutput::default();
         while let Some(ExecResponse { message }) = stream.message().await? {
             match message {
-                Some(exec_response::Message::Stdout(bytes)) => output.stdout.extend(bytes),
+                Some(exec_response::Message::Stdout(bytes)) => {
+                    noticed();
+                    output.stdout.extend(bytes);
+                }
                 Some(exec_response::Message::Stderr(bytes)) => output.stderr.extend(bytes),
                 Some(exec_response::Message::Exit(exit)) => return Ok(ExecOutput { exit, ..output }),
                 Some(exec_response::Message::Started(_)) | None => {}

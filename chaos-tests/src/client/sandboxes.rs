@@ -1,6 +1,7 @@
 //! Sandboxes: create, look, delete, and wait for what becomes of them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tonic::Status;
@@ -8,7 +9,7 @@ use warren_proto::v1::sandbox_service_client::SandboxServiceClient;
 use warren_proto::v1::watch_sandboxes_response::Kind;
 use warren_proto::v1::{
     ConnectSandboxRequest, ConnectSandboxResponse, CreateSandboxRequest, DeleteSandboxRequest, GetSandboxRequest,
-    ListSandboxesRequest, Resources, Sandbox, SandboxState, WatchSandboxesResponse,
+    ListSandboxesRequest, Resources, Sandbox, SandboxState, WaitSandboxRequest, WatchSandboxesResponse,
 };
 
 use super::Client;
@@ -120,6 +121,17 @@ impl Client {
             async move { SandboxServiceClient::new(channel).connect_sandbox(request).await }
         })
         .await
+    }
+
+    /// Asks the server to say when a sandbox runs; whether it does.
+    pub async fn wait_running(&self, name: &str) -> Result<bool, Status> {
+        let answer = self
+            .call_within(Duration::from_secs(70), |channel| {
+                let request = WaitSandboxRequest { name: name.to_owned(), ..WaitSandboxRequest::default() };
+                async move { SandboxServiceClient::new(channel).wait_sandbox(request).await }
+            })
+            .await?;
+        Ok(answer.reached)
     }
 
     /// Waits until every named sandbox runs. One that ends instead is an error that says why.

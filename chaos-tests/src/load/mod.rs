@@ -5,15 +5,18 @@
 //!
 //! In reading order: `machine` (where and when), `stats`, `table`, `probe` (what a process used), `drive` (clients that call
 //! without a pause), `clients` (those that go on through faults), `region` and `etcd` (the systems), and a file per
-//! measurement: `create`, `failover`, `agents`, `state`.
+//! measurement: `create`, `failover`, `agents`, `state`, `exec` (beside `bare`; with `memory`).
 
 pub mod agents;
+mod bare;
 pub mod clients;
 pub mod create;
 pub mod drive;
 pub mod etcd;
+pub mod exec;
 pub mod failover;
 pub mod machine;
+pub mod memory;
 pub mod probe;
 pub mod region;
 pub mod state;

@@ -28,7 +28,8 @@ use crate::supervisor::Supervisor;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Messages under way to the leader; one that does not read them for a third of a lease is given up.
 const OUTBOUND: usize = 32;
-/// Changes that come within this time travel together: a burst of starts is a few messages, and nobody waits noticeably.
+/// Changes that come within this time of what was sent last travel together: a burst of starts is a few messages, and one alone
+/// waits for nothing.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Renewals whose grant is awaited; an older one is forgotten.
 const MAX_PENDING: usize = 8;
@@ -174,6 +175,7 @@ impl Live<'_> {
         // What changed between the Hello and now, and tails that did not fit into it: after the first renewal, so that after a
         // failover every node has its lease before any sends much.
         let mut flush = Some(soon(self.lease / 3));
+        let mut observed = self.opened;
         let mut fence_changed = pin!(fence_changed(self.session.facts.fence.clone(), self.fenced));
         loop {
             let step = tokio::select! {
@@ -187,11 +189,12 @@ impl Live<'_> {
                     self.renew().await
                 }
                 () = changes.heard(), if flush.is_none() => {
-                    flush = Some(soon(COALESCE));
+                    flush = Some(soon(COALESCE.saturating_sub(BootInstant::now().since(observed))));
                     Ok(())
                 }
                 () = due(&mut flush) => {
                     flush = None;
+                    observed = BootInstant::now();
                     self.observe().await
                 }
                 () = &mut fence_changed => Err(End::Broken("the fence came or went".into())),

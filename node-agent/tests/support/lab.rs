@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use sha2::{Digest as _, Sha256};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use warren_node_agent::agent::DataDir;
 use warren_proto::client::{ClientTls, channel};
 use warren_proto::token;
 use warren_proto::v1::template_data_service_client::TemplateDataServiceClient;
@@ -88,6 +89,8 @@ impl Lab {
     pub async fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.agent.take().unwrap().wait().await.unwrap();
+        // A launcher is gone a moment before what it launched.
+        eventually("the agent let go of its directory", || DataDir::hold(self.directory.path()).is_ok()).await;
     }
 
     pub async fn upload(&self, peer: &mut Peer) {

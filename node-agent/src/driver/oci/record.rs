@@ -1,6 +1,7 @@
 //! What the driver and the shim write down about an instance, as JSON with a version.
 //!
-//! A file appears under its name only when it is whole and on disk: temporary file, sync, rename, sync of the directory.
+//! A file appears under its name only when it is whole: temporary file, rename. How a main process ended is on disk by then too;
+//! a record need not be, since what it speaks of does not outlive the host's memory.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -86,7 +87,7 @@ impl Record {
     }
 
     pub fn write(&self, directory: &Path) -> io::Result<()> {
-        write(&directory.join(layout::RECORD), self)
+        write(&directory.join(layout::RECORD), self, false)
     }
 }
 
@@ -117,7 +118,7 @@ impl ExitRecord {
     }
 
     pub fn write(&self, directory: &Path) -> io::Result<()> {
-        write(&directory.join(layout::EXIT), self)
+        write(&directory.join(layout::EXIT), self, true)
     }
 }
 
@@ -142,12 +143,17 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
-fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+fn write<T: Serialize>(path: &Path, value: &T, durably: bool) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
-    file.sync_data()?;
+    if durably {
+        file.sync_data()?;
+    }
     fs::rename(&temporary, path)?;
+    if !durably {
+        return Ok(());
+    }
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }

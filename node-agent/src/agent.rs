@@ -91,7 +91,9 @@ impl Agent {
 
         let stop = CancellationToken::new();
         let authority = Authority::new(config.node_id.clone(), membership.clone());
-        let routes = data_plane::routes(supervisor.clone(), store, authority, stop.clone()).await?;
+        let routes =
+            data_plane::routes(supervisor.clone(), store, authority, config.insecure_registries.clone(), stop.clone())
+                .await?;
         let pages = http::router(supervisor.clone(), membership.clone(), metrics);
         let facts = facts(&config, &data_dir, advertised, &drivers, &gpus, fence.clone())?;
         let session = Session::new(Parts {

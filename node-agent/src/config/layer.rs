@@ -119,6 +119,10 @@ pub struct Layer {
     #[arg(long, env = "WARREN_LABELS", global = true)]
     #[serde(deserialize_with = "text")]
     pub labels: Option<String>,
+    /// Registries that templates may be pulled from without TLS, a:p,b:p; those of this host always may
+    #[arg(long, env = "WARREN_INSECURE_REGISTRIES", global = true)]
+    #[serde(deserialize_with = "text")]
+    pub insecure_registries: Option<String>,
     /// PEM certificate of this node, for its servers and as a client
     #[arg(long, env = "WARREN_TLS_CERT", global = true, value_name = "FILE")]
     #[serde(deserialize_with = "text")]
@@ -178,6 +182,7 @@ impl Layer {
             gpus: self.gpus.or(other.gpus),
             cdi_dirs: self.cdi_dirs.or(other.cdi_dirs),
             labels: self.labels.or(other.labels),
+            insecure_registries: self.insecure_registries.or(other.insecure_registries),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),
             tls_ca: self.tls_ca.or(other.tls_ca),

@@ -39,6 +39,8 @@ pub struct Config {
     pub disk: Option<Bytes>,
     pub gpus: GpuConfig,
     pub labels: BTreeMap<String, String>,
+    /// `host:port` of registries that templates are pulled from without TLS.
+    pub insecure_registries: Vec<String>,
     pub tls: TlsFiles,
     pub log_level: String,
     pub log_format: LogFormat,
@@ -138,6 +140,12 @@ impl Config {
         let disk = raw.disk.and_then(|text| problems.take("disk", parse::size(&text)));
         let gpus = parse::gpus(raw.gpus.as_deref(), raw.cdi_dirs.as_deref());
         let labels = problems.take("labels", parse::labels(raw.labels.as_deref().unwrap_or(""))).unwrap_or_default();
+        let insecure = raw.insecure_registries.unwrap_or_default();
+        let insecure = insecure.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let insecure_registries: Vec<String> = insecure.map(str::to_owned).collect();
+        for registry in &insecure_registries {
+            problems.take("insecure_registries", parse::host_port(registry));
+        }
         let log_format = problems.take("log_format", parse::log_format(raw.log_format.as_deref().unwrap_or("text")));
         let log_level = raw.log_level.unwrap_or_else(|| "info".to_owned());
         problems.take("log_level", parse::log_level(&log_level));
@@ -167,6 +175,7 @@ impl Config {
                     disk,
                     gpus,
                     labels,
+                    insecure_registries,
                     tls,
                     log_level,
                     log_format,

@@ -65,6 +65,7 @@ pub async fn routes(
     supervisor: Supervisor,
     store: TemplateStore,
     authority: Authority,
+    insecure_registries: Vec<String>,
     stop: CancellationToken,
 ) -> Result<Routes, ServeError> {
     let instances = held::Instances::new(supervisor.clone(), authority.clone(), stop.clone());
@@ -74,7 +75,7 @@ pub async fn routes(
     let exec = exec::ExecService::new(supervisor.clone(), authority.clone(), slots.clone(), stop.clone());
     let processes = process::ProcessService::new(supervisor.clone(), authority.clone(), slots, stop.clone());
     let logs = logs::LogService::new(supervisor, authority.clone(), stop.clone());
-    let templates = templates::TemplateService::new(store, authority, stop);
+    let templates = templates::TemplateService::new(store, authority, insecure_registries, stop);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SandboxDataServiceServer<exec::ExecService>>().await;
     health.set_serving::<SandboxProcessServiceServer<process::ProcessService>>().await;

@@ -11,6 +11,7 @@ use super::auth::AuthError;
 use crate::driver::{DriverError, InstanceKey};
 use crate::files::{Fault, FileError};
 use crate::templates::TemplateError;
+use crate::templates::image::ImageError;
 
 /// When a full node is worth another try.
 const RETRY_WHEN_FULL: Duration = Duration::from_secs(1);
@@ -139,18 +140,42 @@ fn of_template(error: &TemplateError) -> ErrorBuilder {
     let message = error.to_string();
     match error {
         TemplateError::NotHeld(_) => ErrorBuilder::new(Code::NotFound, ErrorReason::TemplateNotFound, message),
-        TemplateError::Size { .. } | TemplateError::Digest { .. } => {
+        TemplateError::Size { .. } | TemplateError::ArchiveSize { .. } | TemplateError::Digest { .. } => {
             ErrorBuilder::new(Code::DataLoss, ErrorReason::DigestMismatch, message)
         }
         TemplateError::Unpack { .. } => ErrorBuilder::invalid_field("chunk", message),
         TemplateError::NoSpace { .. } => {
             ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
         }
+        TemplateError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
+        }
+        TemplateError::Image(error) => of_image(error),
         TemplateError::Silent(_) | TemplateError::Slow => ErrorBuilder::invalid_field("chunk", message),
         TemplateError::Io { .. }
         | TemplateError::Unavailable { .. }
         | TemplateError::Channel(_)
         | TemplateError::Peer(_) => ErrorBuilder::new(Code::Internal, ErrorReason::Internal, message),
+    }
+}
+
+fn of_image(error: &ImageError) -> ErrorBuilder {
+    let message = error.to_string();
+    match error {
+        ImageError::Invalid(_) | ImageError::TooLarge { .. } => {
+            ErrorBuilder::new(Code::InvalidArgument, ErrorReason::ImageInvalid, message)
+        }
+        ImageError::NotFound { registry, .. } => {
+            ErrorBuilder::new(Code::NotFound, ErrorReason::ImageNotFound, message).with("registry", registry)
+        }
+        ImageError::Registry { registry, .. } => {
+            let unavailable = ErrorBuilder::new(Code::Unavailable, ErrorReason::RegistryUnavailable, message);
+            unavailable.with("registry", registry).retry_after(RETRY_WHEN_FULL)
+        }
+        ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ErrorBuilder::new(Code::ResourceExhausted, ErrorReason::Overloaded, message).with("queue", "disk")
+        }
+        ImageError::Io { .. } => ErrorBuilder::new(Code::Internal, ErrorReason::Internal, message),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `TemplateDataService`: bytes of templates in from clients and out to other agents.
+//! `TemplateDataService`: templates in from clients and registries, and out to other agents.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,26 +11,34 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use warren_proto::ids::Digest;
 use warren_proto::units::Bytes;
+use warren_proto::v1::import_template_header::Source;
+use warren_proto::v1::import_template_request::Message as In;
+use warren_proto::v1::import_template_response::Message as Out;
 use warren_proto::v1::template_data_service_server::TemplateDataService;
 use warren_proto::v1::upload_template_request::Message as Up;
 use warren_proto::v1::{
-    DownloadTemplateRequest, DownloadTemplateResponse, UploadTemplateHeader, UploadTemplateRequest,
-    UploadTemplateResponse,
+    DownloadTemplateRequest, DownloadTemplateResponse, ImageArchive, ImportProgress, ImportTemplateRequest,
+    ImportTemplateResponse, ImportedTemplate, UploadTemplateHeader, UploadTemplateRequest, UploadTemplateResponse,
 };
 
 use super::status::Refusal;
 use super::{Authority, MAX_CHUNK};
 use crate::metrics::{TEMPLATE_BYTES, TEMPLATE_INGESTS};
 use crate::templates::fetch::SILENCE;
+use crate::templates::image::registry::Credentials;
+use crate::templates::import::{self, Imported, Incoming, Progress};
 use crate::templates::{MAX_TEMPLATE, TemplateError, TemplateStore};
 
 /// Downloads served at once: enough to fill a network, few enough to leave the disk to sandboxes.
 const MAX_DOWNLOADS: usize = 16;
 /// Uploads served at once, waiting for their turn included.
 const MAX_UPLOADS: usize = 16;
+/// Imports at once, waiting for their turn included.
+const MAX_IMPORTS: usize = 16;
 
 /// `TemplateDataService`.
 #[derive(Debug)]
@@ -39,13 +47,24 @@ pub struct TemplateService {
     authority: Authority,
     downloads: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    imports: Arc<Semaphore>,
+    /// Registries that are spoken to without TLS.
+    insecure: Arc<[String]>,
     stop: CancellationToken,
 }
 
 impl TemplateService {
-    pub fn new(store: TemplateStore, authority: Authority, stop: CancellationToken) -> Self {
+    pub fn new(store: TemplateStore, authority: Authority, insecure: Vec<String>, stop: CancellationToken) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authority, downloads: slots(MAX_DOWNLOADS), uploads: slots(MAX_UPLOADS), stop }
+        Self {
+            store,
+            authority,
+            downloads: slots(MAX_DOWNLOADS),
+            uploads: slots(MAX_UPLOADS),
+            imports: slots(MAX_IMPORTS),
+            insecure: insecure.into(),
+            stop,
+        }
     }
 
     async fn upload(&self, request: Request<Streaming<UploadTemplateRequest>>) -> Result<bool, Refusal> {
@@ -70,6 +89,27 @@ impl TemplateService {
         Ok(false)
     }
 
+    /// Begins an import, which ends with the stream that tells of it.
+    fn import(&self, request: Request<Streaming<ImportTemplateRequest>>) -> Result<Import, Refusal> {
+        let (metadata, _, stream) = request.into_parts();
+        self.authority.import(&metadata)?;
+        let slot = Arc::clone(&self.imports).try_acquire_owned();
+        let slot = slot.map_err(|_| Refusal::Overloaded("template imports"))?;
+        let (progress, told) = Progress::new();
+        let (store, insecure, stop) = (self.store.clone(), self.insecure.clone(), self.stop.clone());
+        let work = tokio::spawn(async move {
+            let _slot = slot;
+            let result = tokio::select! {
+                result = import_from(&store, &insecure, stream, progress) => result,
+                () = stop.cancelled() => Err(Refusal::Stopping),
+            };
+            let label = if result.is_ok() { "ok" } else { "error" };
+            counter!(TEMPLATE_INGESTS, "source" => "import", "result" => label).increment(1);
+            result
+        });
+        Ok(Import { told, work: Some(AbortOnDropHandle::new(work)) })
+    }
+
     async fn download(&self, request: Request<DownloadTemplateRequest>) -> Result<Download, Refusal> {
         let digest = digest("digest", &request.get_ref().digest)?;
         self.authority.download(request.metadata(), &digest)?;
@@ -78,6 +118,86 @@ impl TemplateService {
         let tar = self.store.open_tar(&digest).await?;
         Ok(Download { tar, stop: self.stop.clone(), _slot: slot })
     }
+}
+
+async fn import_from(
+    store: &TemplateStore,
+    insecure: &[String],
+    mut stream: Streaming<ImportTemplateRequest>,
+    progress: Progress,
+) -> Result<Imported, Refusal> {
+    let Some(ImportTemplateRequest { message: Some(In::Header(header)) }) = next(&mut stream).await? else {
+        return Err(field("header", "must be the first message"));
+    };
+    let imported = match header.source {
+        Some(Source::Registry(image)) => {
+            let credentials = Credentials { username: image.username, password: image.password };
+            import::from_registry(store, &image.reference, &credentials, insecure, progress).await?
+        }
+        Some(Source::Archive(archive)) => receive(store, archive, stream, progress).await?,
+        None => return Err(field("header.source", "must be `registry` or `archive`")),
+    };
+    tracing::info!(digest = %imported.digest, size = %imported.size, "template imported");
+    Ok(imported)
+}
+
+async fn receive(
+    store: &TemplateStore,
+    archive: ImageArchive,
+    mut stream: Streaming<ImportTemplateRequest>,
+    progress: Progress,
+) -> Result<Imported, Refusal> {
+    let size = size("header.archive.size_bytes", archive.size_bytes)?;
+    let _turn = store.import_turn().await;
+    let mut incoming = Incoming::begin(store, size, progress)?;
+    while let Some(request) = next(&mut stream).await? {
+        let Some(In::Chunk(chunk)) = request.message else {
+            return Err(field("chunk", "must follow the header, and nothing else"));
+        };
+        incoming = incoming.write(Chunk::from(chunk)).await?;
+    }
+    Ok(incoming.finish(store, archive.tag).await?)
+}
+
+/// An import under way, for its client: progress whenever there is some, the outcome last. Dropping it calls the import off.
+struct Import {
+    told: tokio::sync::watch::Receiver<ImportProgress>,
+    work: Option<AbortOnDropHandle<Result<Imported, Refusal>>>,
+}
+
+impl Import {
+    async fn next(mut self) -> Result<Option<(ImportTemplateResponse, Self)>, Status> {
+        let Some(mut work) = self.work.take() else { return Ok(None) };
+        let message = tokio::select! {
+            biased;
+            changed = self.told.changed() => match changed {
+                Ok(()) => {
+                    let progress = *self.told.borrow_and_update();
+                    self.work = Some(work);
+                    Out::Progress(progress)
+                }
+                // All is told: only the outcome is left.
+                Err(_) => Out::Imported(outcome((&mut work).await)?),
+            },
+            result = &mut work => Out::Imported(outcome(result)?),
+        };
+        Ok(Some((ImportTemplateResponse { message: Some(message) }, self)))
+    }
+}
+
+fn outcome(result: Result<Result<Imported, Refusal>, tokio::task::JoinError>) -> Result<ImportedTemplate, Status> {
+    let ended = |error| TemplateError::Io { what: "import".into(), source: std::io::Error::other(error) };
+    let imported = result.map_err(|error| Refusal::from(ended(error)))??;
+    let defaults = imported.defaults;
+    Ok(ImportedTemplate {
+        digest: imported.digest.to_string(),
+        size_bytes: i64::try_from(imported.size.0).unwrap_or(i64::MAX),
+        default_command: defaults.command,
+        environment: defaults.environment.into_iter().collect(),
+        working_directory: defaults.working_directory,
+        user: defaults.user,
+        image_digest: defaults.image_digest,
+    })
 }
 
 /// A tar on its way out.
@@ -117,6 +237,16 @@ impl TemplateDataService for TemplateService {
         Ok(Response::new(UploadTemplateResponse { already_held: result? }))
     }
 
+    type ImportTemplateStream = Pin<Box<dyn Stream<Item = Result<ImportTemplateResponse, Status>> + Send>>;
+
+    async fn import_template(
+        &self,
+        request: Request<Streaming<ImportTemplateRequest>>,
+    ) -> Result<Response<Self::ImportTemplateStream>, Status> {
+        let import = self.import(request)?;
+        Ok(Response::new(Box::pin(try_unfold(import, Import::next))))
+    }
+
     type DownloadTemplateStream = Pin<Box<dyn Stream<Item = Result<DownloadTemplateResponse, Status>> + Send>>;
 
     async fn download_template(
@@ -129,7 +259,7 @@ impl TemplateDataService for TemplateService {
 }
 
 /// The next message of a client that is not silent for too long: it holds a turn.
-async fn next(stream: &mut Streaming<UploadTemplateRequest>) -> Result<Option<UploadTemplateRequest>, Refusal> {
+async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Refusal> {
     match timeout(SILENCE, stream.message()).await {
         Ok(Ok(message)) => Ok(message),
         Ok(Err(status)) => Err(Refusal::Stream(Box::new(status))),
@@ -143,9 +273,13 @@ fn header(first: Option<UploadTemplateRequest>) -> Result<(Digest, Bytes), Refus
     else {
         return Err(field("header", "must be the first message"));
     };
-    let size = u64::try_from(size_bytes).ok().filter(|size| (1..=MAX_TEMPLATE.0).contains(size));
-    let size = size.ok_or_else(|| field("header.size_bytes", "must be 1 byte to 64 GiB"))?;
-    Ok((digest("header.digest", &text)?, Bytes(size)))
+    let size = size("header.size_bytes", size_bytes)?;
+    Ok((digest("header.digest", &text)?, size))
+}
+
+fn size(name: &'static str, bytes: i64) -> Result<Bytes, Refusal> {
+    let size = u64::try_from(bytes).ok().filter(|size| (1..=MAX_TEMPLATE.0).contains(size));
+    size.map(Bytes).ok_or_else(|| field(name, "must be 1 byte to 64 GiB"))
 }
 
 fn digest(name: &'static str, text: &str) -> Result<Digest, Refusal> {

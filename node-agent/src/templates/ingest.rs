@@ -34,7 +34,16 @@ pub struct Ingest {
 
 /// Removes its directory when dropped, unless it was renamed away.
 #[derive(Debug)]
-struct Temporary(PathBuf);
+pub(super) struct Temporary(pub PathBuf);
+
+impl Temporary {
+    /// A new directory in the store, for a template that is being made.
+    pub fn new(store: &TemplateStore) -> Result<Self, TemplateError> {
+        let directory = Self(store.root().join(format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4())));
+        storage::create_private_directory(&directory.0).map_err(TemplateError::io("create a template's directory"))?;
+        Ok(directory)
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -50,8 +59,7 @@ impl Drop for Temporary {
 impl Ingest {
     pub(super) fn begin(store: TemplateStore, turn: Turn, size: Bytes) -> Result<Self, TemplateError> {
         check_space(&store, size)?;
-        let directory = Temporary(store.root().join(format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4())));
-        storage::create_private_directory(&directory.0).map_err(TemplateError::io("create a template's directory"))?;
+        let directory = Temporary::new(&store)?;
         let tar = File::create(directory.0.join(TAR)).map_err(TemplateError::io("create a template's file"))?;
         Ok(Self { store, turn, size, written: 0, begun: BootInstant::now(), hasher: Sha256::new(), tar, directory })
     }
@@ -87,18 +95,7 @@ impl Ingest {
         if got != want {
             return Err(TemplateError::Digest { want, got });
         }
-        let directory = &self.directory.0;
-        let rootfs = directory.join(ROOTFS);
-        let tar = File::open(directory.join(TAR)).map_err(TemplateError::io("open a template"))?;
-        unpack::unpack(tar, &rootfs).map_err(|source| TemplateError::Unpack { digest: want, source })?;
-        fs::write(directory.join(COMPLETE), b"").map_err(TemplateError::io("mark a template complete"))?;
-        // One sync for all of its files, of which there may be many thousand.
-        rustix::fs::syncfs(&self.tar).map_err(|e| TemplateError::io("sync a template")(e.into()))?;
-        let place = self.store.root().join(want.hex());
-        fs::rename(directory, &place).map_err(TemplateError::io("publish a template"))?;
-        storage::sync_parent(&place).map_err(TemplateError::io("sync the template store"))?;
-        self.store.add(want);
-        Ok(())
+        publish(&self.store, self.directory, want)
     }
 
     fn wrong_size(&self) -> TemplateError {
@@ -106,19 +103,38 @@ impl Ingest {
     }
 }
 
+/// Unpacks the verified tar of `directory` beside itself, syncs, and renames it into place. Whoever calls has the digest's turn.
+pub(super) fn publish(store: &TemplateStore, directory: Temporary, digest: Digest) -> Result<(), TemplateError> {
+    let tar = File::open(directory.0.join(TAR)).map_err(TemplateError::io("open a template"))?;
+    let synced = tar.try_clone().map_err(TemplateError::io("open a template"))?;
+    let unpacked = unpack::unpack(tar, &directory.0.join(ROOTFS));
+    unpacked.map_err(|source| match source.kind() {
+        std::io::ErrorKind::StorageFull => TemplateError::io("unpack a template")(source),
+        _ => TemplateError::Unpack { digest, source },
+    })?;
+    fs::write(directory.0.join(COMPLETE), b"").map_err(TemplateError::io("mark a template complete"))?;
+    // One sync for all of its files, of which there may be many thousand.
+    rustix::fs::syncfs(&synced).map_err(|e| TemplateError::io("sync a template")(e.into()))?;
+    let place = store.root().join(digest.hex());
+    fs::rename(&directory.0, &place).map_err(TemplateError::io("publish a template"))?;
+    storage::sync_parent(&place).map_err(TemplateError::io("sync the template store"))?;
+    store.add(digest);
+    Ok(())
+}
+
 fn is_too_slow(written: u64, after: Duration) -> bool {
     written < after.saturating_sub(RATE_GRACE).as_secs() * MIN_RATE.0
 }
 
 /// The tar and its files, each about its size, must fit.
-fn check_space(store: &TemplateStore, size: Bytes) -> Result<(), TemplateError> {
+pub(super) fn check_space(store: &TemplateStore, size: Bytes) -> Result<(), TemplateError> {
     let stat = rustix::fs::statvfs(store.root()).map_err(|e| TemplateError::io("read free space")(e.into()))?;
     let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
     let need = Bytes(size.0.saturating_mul(2));
     if need > free { Err(TemplateError::NoSpace { size, need, free }) } else { Ok(()) }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
 ) -> Result<T, TemplateError> {
     match tokio::task::spawn_blocking(work).await {

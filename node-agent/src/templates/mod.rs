@@ -5,6 +5,8 @@
 //! Requests for one digest take turns on its lock: the first does the work, the others find it done.
 
 pub mod fetch;
+pub mod image;
+pub mod import;
 mod ingest;
 mod unpack;
 
@@ -49,6 +51,8 @@ pub enum TemplateError {
     NotHeld(Digest),
     #[error("template {digest}: {got} bytes came, {want} were announced")]
     Size { digest: Digest, got: u64, want: u64 },
+    #[error("{got} bytes of an archive came, {want} were announced")]
+    ArchiveSize { got: u64, want: u64 },
     #[error("template {want}: the bytes that came have digest {got}")]
     Digest { want: Digest, got: Digest },
     #[error("template {digest}: the tar cannot be unpacked: {}", chain(source))]
@@ -59,6 +63,8 @@ pub enum TemplateError {
     Io { what: String, source: io::Error },
     #[error("template {digest} could not be fetched from any of its holders: {tries}")]
     Unavailable { digest: Digest, tries: String },
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error("{0}")]
@@ -148,18 +154,25 @@ impl TemplateStore {
         if self.holds(&digest) {
             return None;
         }
-        let mutex = self.mutex_of(digest);
-        let guard = mutex.lock_owned().await;
-        if self.holds(&digest) {
-            return None;
-        }
+        let guard = self.lock_digest(digest).await?;
         let permit = Arc::clone(&self.0.ingests).acquire_owned().await.expect("never closed");
         Some(Turn { digest, _lock: guard, _permit: permit })
+    }
+
+    /// Waits until nobody else writes a digest; `None`: it is held.
+    async fn lock_digest(&self, digest: Digest) -> Option<OwnedMutexGuard<()>> {
+        let guard = self.mutex_of(digest).lock_owned().await;
+        (!self.holds(&digest)).then_some(guard)
     }
 
     /// Begins to write a template of `size` bytes. The turn is held until the ingest ends.
     pub fn ingest(&self, turn: Turn, size: Bytes) -> Result<Ingest, TemplateError> {
         Ingest::begin(self.clone(), turn, size)
+    }
+
+    /// Waits for a turn to make a template whose digest is not known yet.
+    pub async fn import_turn(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.0.ingests).acquire_owned().await.expect("never closed")
     }
 
     fn root(&self) -> &Path {
@@ -202,9 +215,9 @@ fn sweep(root: &Path) -> io::Result<BTreeSet<Digest>> {
 }
 
 /// The whole chain: `tar` names the file in one error and says what is wrong with it in the next.
-fn chain(error: &io::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
+    let mut next = error.source();
     while let Some(error) = next {
         text = format!("{text}: {error}");
         next = error.source();

@@ -9,8 +9,9 @@ use warren_proto::ids::{Digest, TemplateId};
 use warren_proto::v1::template_service_server::TemplateService;
 use warren_proto::v1::token_claims::Scope;
 use warren_proto::v1::{
-    BeginTemplateUploadRequest, BeginTemplateUploadResponse, CreateTemplateRequest, DeleteTemplateRequest,
-    DeleteTemplateResponse, GetTemplateRequest, ListTemplatesRequest, ListTemplatesResponse, Template, TokenClaims,
+    BeginTemplateImportRequest, BeginTemplateImportResponse, BeginTemplateUploadRequest, BeginTemplateUploadResponse,
+    CreateTemplateRequest, DeleteTemplateRequest, DeleteTemplateResponse, GetTemplateRequest, ListTemplatesRequest,
+    ListTemplatesResponse, Template, TokenClaims,
 };
 
 use super::page::Page;
@@ -46,6 +47,22 @@ impl TemplatesApi {
             Ok(Err(_)) | Err(_) => Err(status::bytes_not_held(digest)),
         }
     }
+
+    /// A token that brings bytes to one node.
+    fn node_token(&self, state: &State, node: &Node, scope: Scope, template_digest: String) -> Result<String, Status> {
+        if !self.controller.may_sign(state) {
+            return Err(status::no_leader());
+        }
+        let expires = clock::log_time().plus_ms(u64::try_from(UPLOAD_TOKEN_TTL.as_millis()).unwrap_or(u64::MAX));
+        Ok(self.controller.signer().sign(TokenClaims {
+            scope: scope.into(),
+            ledger_id: state.ledger_id.map(|id| id.to_string()).unwrap_or_default(),
+            node: node.id.to_string(),
+            template_digest,
+            expire_time_ms: convert::int(expires.0),
+            ..TokenClaims::default()
+        }))
+    }
 }
 
 fn reachable(state: &State) -> impl Iterator<Item = &Arc<Node>> {
@@ -69,21 +86,24 @@ impl TemplateService for TemplatesApi {
         let node = reachable(&state)
             .max_by_key(|node| (node.templates.contains(&digest), node.free().disk))
             .ok_or_else(status::no_node_available)?;
-        if !self.controller.may_sign(&state) {
-            return Err(status::no_leader());
-        }
-        let expires = clock::log_time().plus_ms(u64::try_from(UPLOAD_TOKEN_TTL.as_millis()).unwrap_or(u64::MAX));
-        let token = self.controller.signer().sign(TokenClaims {
-            scope: Scope::TemplateUpload.into(),
-            ledger_id: state.ledger_id.map(|id| id.to_string()).unwrap_or_default(),
-            node: node.id.to_string(),
-            template_digest: digest.to_string(),
-            expire_time_ms: convert::int(expires.0),
-            ..TokenClaims::default()
-        });
+        let token = self.node_token(&state, node, Scope::TemplateUpload, digest.to_string())?;
         Ok(Response::new(BeginTemplateUploadResponse {
             address: node.report.address.clone(),
             token,
+            node: node.id.name(),
+            tls: node.report.tls,
+        }))
+    }
+
+    async fn begin_template_import(
+        &self,
+        request: Request<BeginTemplateImportRequest>,
+    ) -> Result<Response<BeginTemplateImportResponse>, Status> {
+        let state = read::state(&self.controller, &request).await?;
+        let node = reachable(&state).max_by_key(|node| node.free().disk).ok_or_else(status::no_node_available)?;
+        Ok(Response::new(BeginTemplateImportResponse {
+            address: node.report.address.clone(),
+            token: self.node_token(&state, node, Scope::TemplateImport, String::new())?,
             node: node.id.name(),
             tls: node.report.tls,
         }))

@@ -13,7 +13,7 @@ use warren_proto::v1::template_data_service_server::TemplateDataService;
 use warren_proto::v1::upload_template_request::Message as Piece;
 use warren_proto::v1::*;
 
-use crate::fake::{Region, TOKEN, Upload, error};
+use crate::fake::{Import, Region, TOKEN, Upload, error};
 
 pub fn authorized<T>(request: &Request<T>) -> Result<(), Status> {
     let expected = format!("Bearer {TOKEN}");
@@ -108,6 +108,42 @@ impl TemplateDataService for Region {
         }
         self.book().uploads.push(upload);
         Ok(Response::new(UploadTemplateResponse { already_held: false }))
+    }
+
+    type ImportTemplateStream = Pin<Box<dyn Stream<Item = Result<ImportTemplateResponse, Status>> + Send>>;
+
+    async fn import_template(
+        &self,
+        request: Request<Streaming<ImportTemplateRequest>>,
+    ) -> Result<Response<Self::ImportTemplateStream>, Status> {
+        authorized(&request)?;
+        self.check("import")?;
+        let mut messages = request.into_inner();
+        let mut import = Import::default();
+        while let Some(message) = messages.message().await? {
+            match message.message {
+                Some(import_template_request::Message::Header(header)) => import.header = header,
+                Some(import_template_request::Message::Chunk(chunk)) => import.bytes.extend(chunk),
+                None => {}
+            }
+        }
+        self.book().imports.push(import);
+        let progress = ImportProgress { stage: 2, done_bytes: 1, total_bytes: 2 };
+        let imported = ImportedTemplate {
+            digest: format!("sha256:{}", "1".repeat(64)),
+            size_bytes: 10_240,
+            default_command: vec!["python3".into()],
+            environment: [("A".to_owned(), "image".to_owned()), ("B".to_owned(), "image".to_owned())].into(),
+            working_directory: "/image".into(),
+            user: "nobody".into(),
+            image_digest: format!("sha256:{}", "2".repeat(64)),
+        };
+        let answers = [
+            import_template_response::Message::Progress(progress),
+            import_template_response::Message::Imported(imported),
+        ];
+        let answers = answers.map(|message| Ok(ImportTemplateResponse { message: Some(message) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
     }
 
     type DownloadTemplateStream = Pin<Box<dyn Stream<Item = Result<DownloadTemplateResponse, Status>> + Send>>;

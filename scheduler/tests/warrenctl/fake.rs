@@ -58,6 +58,7 @@ pub struct Book {
     pub watches: Vec<WatchSandboxesRequest>,
     pub template_creates: Vec<CreateTemplateRequest>,
     pub uploads: Vec<Upload>,
+    pub imports: Vec<Import>,
     pub execs: Vec<ExecStart>,
     pub resizes: Vec<TerminalSize>,
     /// Signals that processes were sent over their stream.
@@ -98,6 +99,13 @@ pub struct Upload {
     pub header: UploadTemplateHeader,
     pub bytes: Vec<u8>,
     pub largest: usize,
+}
+
+/// One import, as it arrived.
+#[derive(Debug, Default, Clone)]
+pub struct Import {
+    pub header: ImportTemplateHeader,
+    pub bytes: Vec<u8>,
 }
 
 /// The region; its server ends with it.

@@ -107,3 +107,52 @@ async fn a_template_that_is_used_is_not_deleted() {
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(ran.stderr.contains("hint: delete the sandboxes that use it first"), "{ran:?}");
 }
+
+#[tokio::test]
+async fn a_directory_and_a_layout_go_to_a_node_as_archives() {
+    let fake = Fake::start().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("hello"), b"world").expect("a file");
+    let path = directory.path().to_str().expect("a path");
+    ctl(&fake, &["template", "import", "box", path]).await.ok();
+    ctl(&fake, &["template", "import", "box", &format!("oci:{path}:v1")]).await.ok();
+    let imports = fake.book().imports.clone();
+    for (import, tag) in imports.iter().zip(["", "v1"]) {
+        let Some(import_template_header::Source::Archive(archive)) = &import.header.source else {
+            panic!("{:?}", import.header)
+        };
+        assert_eq!((archive.tag.as_str(), archive.size_bytes), (tag, import.bytes.len() as i64));
+        assert_eq!(&import.bytes[..5], b"hello", "a tar of the directory");
+    }
+    assert_eq!((imports.len(), fake.book().uploads.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn an_image_is_pulled_by_a_node_and_recorded_with_its_defaults() {
+    let fake = Fake::start().await;
+    fake.fail("import", [error(Code::Unavailable, ErrorReason::RegistryUnavailable, "no answer")]);
+    let words = ["template", "pull", "docker.io/library/python:3.12", "--env", "B=mine", "-o", "name"];
+    let credentials = ["--username", "u", "--password", "p"];
+    let ran = ctl(&fake, &[&words[..], &credentials[..]].concat()).await;
+    assert_eq!(ran.clone().ok(), "templates/python\n");
+    assert!(ran.stderr.contains("trying again") && ran.stderr.contains("`nobody` is not kept"), "{ran:?}");
+    let book = fake.book();
+    let Some(import_template_header::Source::Registry(image)) = &book.imports[0].header.source else {
+        panic!("{:?}", book.imports)
+    };
+    let told = (image.reference.as_str(), image.username.as_str(), image.password.as_str());
+    assert_eq!(told, ("docker.io/library/python:3.12", "u", "p"));
+    let template = book.template_creates[0].template.clone().expect("a template");
+    assert_eq!((template.digest, template.size_bytes), (format!("sha256:{}", "1".repeat(64)), 10_240));
+    assert_eq!((template.default_command, template.working_directory.as_str()), (vec!["python3".into()], "/image"));
+    assert_eq!((template.environment["A"].as_str(), template.environment["B"].as_str()), ("image", "mine"));
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_is_not_asked_for_again() {
+    let fake = Fake::start().await;
+    fake.fail("import", [error(Code::NotFound, ErrorReason::ImageNotFound, "no such image")]);
+    let ran = ctl(&fake, &["template", "pull", "docker.io/library/pyhton"]).await;
+    assert_eq!((ran.code, fake.book().template_creates.len()), (3, 0), "{ran:?}");
+    assert!(ran.stderr.contains("hint: is the name right?"), "{ran:?}");
+}

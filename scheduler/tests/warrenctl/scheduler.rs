@@ -295,6 +295,15 @@ impl TemplateService for Region {
         Ok(Response::new(BeginTemplateUploadResponse { address, token, node: "nodes/n1".into(), tls: false }))
     }
 
+    async fn begin_template_import(
+        &self,
+        _: Request<BeginTemplateImportRequest>,
+    ) -> Result<Response<BeginTemplateImportResponse>, Status> {
+        self.check("begin import")?;
+        let (address, token) = (self.address.clone(), TOKEN.to_owned());
+        Ok(Response::new(BeginTemplateImportResponse { address, token, node: "nodes/n1".into(), tls: false }))
+    }
+
     async fn create_template(&self, request: Request<CreateTemplateRequest>) -> Result<Response<Template>, Status> {
         let request = request.into_inner();
         self.book().template_creates.push(request.clone());

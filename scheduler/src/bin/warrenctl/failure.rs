@@ -183,6 +183,10 @@ fn hint(reason: ErrorReason) -> Option<&'static str> {
         R::RequestIdReused | R::RequestIdExpired => "leave --request-id out, or take a new UUIDv7",
         R::RequestTableFull | R::Overloaded => "try again later, or send less at once",
         R::Compacted => "the token is too old: watch without --token, which begins with what there is now",
+        R::ImageNotFound => "is the name right? private images need --username and --password",
+        R::RegistryUnavailable => {
+            "the node, not this machine, must reach the registry; without TLS only with its --insecure-registries"
+        }
         R::DigestMismatch => "the file changed meanwhile, or was damaged on its way: import it again",
         R::CommandNotFound => "programs are looked up in the sandbox's PATH; an absolute path avoids that",
         R::FileNotFound => "`warrenctl sandbox ls SANDBOX:/path` shows what is there",

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use warren_proto::v1::{
-    CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ListTemplatesRequest, Template,
+    CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ImportedTemplate, ListTemplatesRequest,
+    RegistryImage, Template,
 };
 
 use crate::client::{Client, PAGE_SIZE, request_id, templates, within};
 use crate::failure::Failure;
+use crate::import::{self, Named, Source};
 use crate::names;
 use crate::output::{Output, Row};
 use crate::table::{age, bytes, details, joined, last_segment, or_dash};
@@ -17,24 +19,30 @@ use crate::upload::{Tar, upload};
 
 #[derive(Debug, Subcommand)]
 pub enum TemplateCommand {
-    /// Make a template of a root file system tar
+    /// Make a template of a root file system or an OCI image layout
     Import {
         /// Id of the template
         name: String,
-        /// The tar, uncompressed
-        tar: PathBuf,
-        /// Main process of sandboxes that name none: one --command for the program and one for each of its arguments
-        #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
-        command: Vec<String>,
-        /// The same, after `--`
-        #[arg(last = true, value_name = "COMMAND", conflicts_with = "command")]
-        words: Vec<String>,
-        /// Environment of every process
-        #[arg(long, short, value_name = "KEY=VALUE", value_parser = names::pair)]
-        env: Vec<(String, String)>,
-        /// Working directory of every process [default: /]
-        #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
-        workdir: String,
+        /// A directory or tar (plain or gzip) of a root file system, or oci:PATH[:TAG] for an image layout
+        #[arg(value_name = "PATH")]
+        source: String,
+        #[command(flatten)]
+        defaults: Defaults,
+    },
+    /// Make a template of an image in a registry; a node pulls it
+    Pull {
+        /// registry/repository:tag, or @sha256:...; without a registry: Docker Hub
+        reference: String,
+        /// Id of the template [default: last part of the repository]
+        name: Option<String>,
+        /// User at the registry
+        #[arg(long, requires = "password")]
+        username: Option<String>,
+        /// Password or token at the registry
+        #[arg(long, env = "WARREN_REGISTRY_PASSWORD", hide_env_values = true)]
+        password: Option<String>,
+        #[command(flatten)]
+        defaults: Defaults,
     },
     /// List the templates
     List,
@@ -49,6 +57,40 @@ pub enum TemplateCommand {
         #[arg(required = true)]
         names: Vec<String>,
     },
+}
+
+/// What sandboxes get that do not say; an image says it too, and these go first.
+#[derive(Debug, clap::Args)]
+pub struct Defaults {
+    /// Main process of sandboxes that name none: one --command for the program and one for each of its arguments
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// The same, after `--`
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "command")]
+    words: Vec<String>,
+    /// Environment of every process
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = names::pair)]
+    env: Vec<(String, String)>,
+    /// Working directory of every process [default: the image's, or /]
+    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
+    workdir: String,
+}
+
+impl Defaults {
+    /// A template of `imported` with these over what its image says.
+    fn over(self, imported: ImportedTemplate) -> Template {
+        let command = if self.words.is_empty() { self.command } else { self.words };
+        let mut environment = imported.environment;
+        environment.extend(self.env);
+        Template {
+            digest: imported.digest,
+            size_bytes: imported.size_bytes,
+            default_command: if command.is_empty() { imported.default_command } else { command },
+            environment,
+            working_directory: if self.workdir.is_empty() { imported.working_directory } else { self.workdir },
+            ..Template::default()
+        }
+    }
 }
 
 impl Row for Template {
@@ -72,14 +114,26 @@ impl Row for Template {
 
 pub async fn run(client: &Client, output: &Output, command: TemplateCommand) -> Result<ExitCode, Failure> {
     match command {
-        TemplateCommand::Import { name, tar, command, words, env, workdir } => {
-            let defaults = Template {
-                default_command: if words.is_empty() { command } else { words },
-                environment: env.into_iter().collect(),
-                working_directory: workdir,
-                ..Template::default()
+        TemplateCommand::Import { name, source, defaults } => {
+            let imported = match import::named(&source)? {
+                Named::Tar(path) => uploaded(client, path).await?,
+                Named::Other(source) => import::import(client, &source).await?,
             };
-            let template = import(client, &name, tar, defaults).await?;
+            let template = record(client, &name, defaults.over(imported)).await?;
+            output.one(&template, || template_details(&template))?;
+        }
+        TemplateCommand::Pull { reference, name, username, password, defaults } => {
+            let name = name.unwrap_or_else(|| id_of(&reference));
+            let image = RegistryImage {
+                reference,
+                username: username.unwrap_or_default(),
+                password: password.unwrap_or_default(),
+            };
+            let imported = import::import(client, &Source::Registry(image)).await?;
+            if !imported.user.is_empty() {
+                eprintln!("the image's user `{}` is not kept: sandboxes run as root", imported.user);
+            }
+            let template = record(client, &name, defaults.over(imported)).await?;
             output.one(&template, || template_details(&template))?;
         }
         TemplateCommand::List => output.list(&all(client).await?)?,
@@ -101,11 +155,22 @@ pub async fn run(client: &Client, output: &Output, command: TemplateCommand) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Digest, bytes to a node, then the record. Each step can be made again, so a broken import is simply run again.
-async fn import(client: &Client, name: &str, tar: PathBuf, defaults: Template) -> Result<Template, Failure> {
-    let tar = Tar::measure(tar).await?;
+/// Last part of an image's repository, without tag and digest.
+fn id_of(reference: &str) -> String {
+    let path = reference.split('@').next().unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    last.split(':').next().unwrap_or_default().to_lowercase().replace(['_', '.'], "-")
+}
+
+/// Measures a tar and brings it to a node as it is.
+async fn uploaded(client: &Client, path: PathBuf) -> Result<ImportedTemplate, Failure> {
+    let tar = Tar::measure(path).await?;
     upload(client, &tar).await?;
-    let template = Template { digest: tar.digest, size_bytes: tar.size_bytes, ..defaults };
+    Ok(ImportedTemplate { digest: tar.digest, size_bytes: tar.size_bytes, ..ImportedTemplate::default() })
+}
+
+/// Records what a node holds. Every step before it can be made again, so a broken import is simply run again.
+async fn record(client: &Client, name: &str, template: Template) -> Result<Template, Failure> {
     let request = CreateTemplateRequest {
         template_id: name.strip_prefix("templates/").unwrap_or(name).to_owned(),
         template: Some(template),
@@ -156,5 +221,24 @@ pub async fn all(client: &Client) -> Result<Vec<Template>, Failure> {
             return Ok(all);
         }
         page_token = page.next_page_token;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_named_after_its_repository() {
+        let digest = format!("ghcr.io/a/tool@sha256:{}", "0".repeat(64));
+        let cases = [
+            ("docker.io/library/python:3.12", "python"),
+            ("python", "python"),
+            ("localhost:5000/my_app", "my-app"),
+            (digest.as_str(), "tool"),
+        ];
+        for (reference, id) in cases {
+            assert_eq!(id_of(reference), id, "{reference}");
+        }
     }
 }

@@ -25,7 +25,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const HASH_BYTES: usize = 1 << 20;
 
 /// Uploads of one file before giving up: a node that vanishes in the middle is replaced, an ill one is not fed for ever.
-const MAX_UPLOADS: usize = 4;
+pub const MAX_UPLOADS: usize = 4;
 
 /// A file that is to become a template.
 #[derive(Debug)]
@@ -106,14 +106,14 @@ pub async fn upload(client: &Client, tar: &Tar) -> Result<(), Failure> {
     }
 }
 
-async fn pause(failure: &Failure, deadline: Instant) {
+pub async fn pause(failure: &Failure, deadline: Instant) {
     let again = tonic::Status::unavailable("again");
     if let Some(pause) = Backoff::new(1, deadline).pause(failure.status().unwrap_or(&again)) {
         tokio::time::sleep(pause).await;
     }
 }
 
-fn is_worth_another(failure: &Failure) -> bool {
+pub fn is_worth_another(failure: &Failure) -> bool {
     match failure {
         Failure::Unreachable { .. } => true,
         Failure::Status(status) => is_transient(status) || failure.reason() == Some(ErrorReason::TokenInvalid),
@@ -161,7 +161,7 @@ fn messages(header: Up, file: File, progress: ProgressBar) -> impl Stream<Item =
     })
 }
 
-fn read(file: File) -> Option<(Vec<u8>, File)> {
+pub fn read(file: File) -> Option<(Vec<u8>, File)> {
     let mut chunk = Vec::new();
     (&file).take(CHUNK_BYTES).read_to_end(&mut chunk).ok()?;
     (!chunk.is_empty()).then_some((chunk, file))

@@ -87,7 +87,9 @@ fn of_auth(error: &AuthError) -> ErrorBuilder {
 fn of_driver(error: &DriverError) -> ErrorBuilder {
     let (code, reason) = match error {
         DriverError::NotFound(_) => (Code::FailedPrecondition, ErrorReason::SandboxMoved),
-        DriverError::NotRunning { .. } => (Code::FailedPrecondition, ErrorReason::SandboxState),
+        DriverError::NotRunning { .. } | DriverError::MemoryInUse { .. } => {
+            (Code::FailedPrecondition, ErrorReason::SandboxState)
+        }
         DriverError::UserNotFound { .. } => return ErrorBuilder::invalid_field("start.user", error.to_string()),
         DriverError::ProcessNotFound { .. } => (Code::NotFound, ErrorReason::ProcessNotFound),
         DriverError::ProcessExists { .. } => (Code::AlreadyExists, ErrorReason::ProcessAlreadyExists),

@@ -7,6 +7,7 @@
 pub mod oci;
 pub mod process;
 pub mod sim;
+pub mod stats;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use self::process::{
     AttachFrom, Attachment, Event, ExecSpec, ProcessInput, ProcessOutput, ProcessSpec, ProcessStatus, Stream,
     TerminalSize,
 };
+use self::stats::{Limits, Stats};
 use crate::fence::Switch;
 use crate::gpu::{GpuError, Grant};
 
@@ -163,6 +165,10 @@ pub enum DriverError {
         directory.display()
     )]
     HostDiskFull { directory: PathBuf, free_bytes: u64, reserve_bytes: u64 },
+    #[error(
+        "{key:?} uses more memory than {limit} bytes, and cannot give it back: nothing was changed; try again when it uses less"
+    )]
+    MemoryInUse { key: InstanceKey, limit: u64 },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }
@@ -245,6 +251,17 @@ pub trait Driver: Send + Sync {
     /// What the main process wrote, also after it ended.
     async fn logs(&self, _: &InstanceKey, _: &LogQuery) -> Result<Box<dyn LogStream>, DriverError> {
         Err(DriverError::Unsupported { driver: self.name(), what: "keep logs" })
+    }
+
+    /// What a running instance uses. Networks count elsewhere.
+    async fn stats(&self, _: &InstanceKey) -> Result<Stats, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "tell what a sandbox uses" })
+    }
+
+    /// Changes the limits of a running instance in place. Fails, and changes nothing, where less memory is asked for than is in
+    /// use.
+    async fn resize(&self, _: &InstanceKey, _: &Limits) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "change the limits of a running sandbox" })
     }
 
     /// The file system of a running instance. Fails for one that is frozen: nothing may change in it.

@@ -58,6 +58,7 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
         return Err(failed("start", &io::ErrorKind::NotFound.into()));
     }
     failpoint::pass("shim.held");
+    fs::write(layout::SHIM, std::process::id().to_string()).map_err(step("write down the shim's pid"))?;
     mount_rootfs(record).map_err(|e| failed(e.what, &e.source))?;
     failpoint::pass("shim.mounted");
     let (stdout, out) = io::pipe().map_err(step("make a pipe"))?;

@@ -15,4 +15,5 @@ mod logs;
 mod many;
 mod process;
 mod runtimes;
+mod usage;
 mod world;

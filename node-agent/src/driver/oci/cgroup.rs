@@ -52,6 +52,14 @@ impl Cgroups {
         }
     }
 
+    /// A file of a controller: by its name in version 1 where that has the controller, else by that in version 2.
+    pub fn file(&self, controller: &str, group: &str, v1: &str, v2: &str) -> PathBuf {
+        match self.with_controller(controller) {
+            Some(hierarchy) => below(&hierarchy.mount, group).join(v1),
+            None => self.unified_group(group).join(v2),
+        }
+    }
+
     /// Whether the group is there, in any hierarchy.
     pub fn exists(&self, group: &str) -> bool {
         self.directories(group).any(|dir| dir.exists())
@@ -165,6 +173,21 @@ impl Cgroups {
     fn unified_group(&self, group: &str) -> PathBuf {
         let mount = self.hierarchies.iter().find(|h| h.unified).map(|h| h.mount.as_path());
         below(mount.unwrap_or(Path::new("/sys/fs/cgroup")), group)
+    }
+}
+
+#[cfg(test)]
+impl Cgroups {
+    /// As if version 2 were mounted there.
+    pub fn unified(mount: &Path) -> Self {
+        Self { hierarchies: vec![Hierarchy { mount: mount.into(), unified: true, controllers: Vec::new() }] }
+    }
+
+    /// As if version 1 were mounted there, a directory for each controller.
+    pub fn separate(parent: &Path, controllers: &[&str]) -> Self {
+        let hierarchy =
+            |name: &&str| Hierarchy { mount: parent.join(name), unified: false, controllers: vec![(*name).to_owned()] };
+        Self { hierarchies: controllers.iter().map(hierarchy).collect() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! else: namespaces, ids, capabilities, limits, mounts.
 
 use serde_json::{Value, json};
+use warren_proto::units::MilliCpu;
 
 use super::kind::Kind;
 use super::record::Record;
@@ -12,7 +13,7 @@ use super::{ids, layout, seccomp};
 use crate::driver::{ExecSpec, InstanceSpec, TerminalSize};
 
 /// Length of the period in which the processor quota is counted, in microseconds: the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
+pub const CPU_PERIOD_US: u64 = 100_000;
 /// Smallest quota that the kernel takes, in microseconds.
 const MIN_CPU_QUOTA_US: u64 = 1_000;
 /// Bounds of processor shares (cpu.shares); 1024 is one processor.
@@ -167,8 +168,7 @@ fn environment(base: &[(String, String)], over: &[(String, String)]) -> Vec<Stri
 }
 
 fn resources(spec: &InstanceSpec, kind: Kind) -> Value {
-    let quota = (spec.resources.cpu.0.saturating_mul(CPU_PERIOD_US) / 1000).max(MIN_CPU_QUOTA_US);
-    let shares = (spec.resources.cpu.0.saturating_mul(1024) / 1000).clamp(CPU_SHARES.0, CPU_SHARES.1);
+    let (quota, shares) = (cpu_quota_us(spec.resources.cpu), cpu_shares(spec.resources.cpu));
     let memory = signed(spec.resources.memory.0);
     json!({
         "devices": [{ "allow": false, "access": "rwm" }],
@@ -178,6 +178,21 @@ fn resources(spec: &InstanceSpec, kind: Kind) -> Value {
         // 0 would mean no limit.
         "pids": { "limit": signed(spec.pids.max(1).saturating_add(kind.extra_pids())) },
     })
+}
+
+/// Processor time in each period, in microseconds.
+pub fn cpu_quota_us(cpu: MilliCpu) -> u64 {
+    (cpu.0.saturating_mul(CPU_PERIOD_US) / 1000).max(MIN_CPU_QUOTA_US)
+}
+
+/// Part of a busy host, as version 1 counts it.
+pub fn cpu_shares(cpu: MilliCpu) -> u64 {
+    (cpu.0.saturating_mul(1024) / 1000).clamp(CPU_SHARES.0, CPU_SHARES.1)
+}
+
+/// The same as version 2 counts it, 1 to 10,000, by the formula of the OCI runtimes.
+pub fn cpu_weight(shares: u64) -> u64 {
+    1 + (shares.clamp(CPU_SHARES.0, CPU_SHARES.1) - CPU_SHARES.0) * 9_999 / (CPU_SHARES.1 - CPU_SHARES.0)
 }
 
 fn signed(value: u64) -> i64 {

@@ -11,6 +11,7 @@
 //!     lower/                            mount point of the shifted base
 //!     alive, busy                       lifelines: held by the shim of the main process, by every shim
 //!     started, exit.json                left by the shim: the main process's pid, how it ended
+//!     shim.pid                          the shim's pid: the disk is mounted in its mount namespace only
 //!     exec/<id>/                        a process that was started in it, see `process/files.rs`
 //!     logs/                             what the main process wrote, see `log.rs`
 //! /run/warren/<hash of data_dir>/       0711: a sandbox's root user must be able to walk to its root file system
@@ -42,6 +43,7 @@ pub const UPPER: &str = "disk/upper";
 pub const WORK: &str = "disk/work";
 pub const ALIVE: &str = "alive";
 pub const BUSY: &str = "busy";
+pub const SHIM: &str = "shim.pid";
 pub const STARTED: &str = "started";
 pub const EXIT: &str = "exit.json";
 pub const EXEC: &str = "exec";

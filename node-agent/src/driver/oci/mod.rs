@@ -23,12 +23,15 @@ mod launch;
 pub(crate) mod layout;
 pub(crate) mod lifeline;
 pub(crate) mod log;
+mod measure;
 pub(crate) mod process;
 pub(crate) mod record;
 mod remove;
+mod resize;
 pub(crate) mod rootfs;
 mod runtime;
 mod seccomp;
+mod usage;
 pub(crate) mod users;
 
 use std::fs;
@@ -49,6 +52,7 @@ use self::layout::Layout;
 use self::process::Processes;
 use self::record::{Decided, ExitRecord, Record};
 use self::runtime::{Offer, Runtime};
+use super::stats::{Limits, Stats};
 use super::{
     AttachFrom, Attachment, Driver, DriverError, Ended, InsideRoot, InstanceKey, InstanceSpec, LogQuery, LogStream,
     Presence, ProcessSpec, ProcessStatus, TerminalSize,
@@ -374,6 +378,31 @@ impl Driver for OciDriver {
 
     async fn list(&self) -> Result<Vec<(InstanceKey, Presence)>, DriverError> {
         Ok(self.keys()?.into_iter().map(|key| (key.clone(), self.presence(&key))).collect())
+    }
+
+    async fn stats(&self, key: &InstanceKey) -> Result<Stats, DriverError> {
+        let (record, _) = self.running(key)?;
+        let (cgroups, group) = (self.cgroups.clone(), self.cgroup(key));
+        let directory = self.layout.instance(key);
+        let what = format!("read what {} uses", key.sandbox);
+        blocking(&what, move || measure::stats(&cgroups, &group, &directory, &record)).await
+    }
+
+    async fn resize(&self, key: &InstanceKey, limits: &Limits) -> Result<(), DriverError> {
+        let (record, _) = self.running(key)?;
+        let (cgroups, group, directory) = (self.cgroups.clone(), self.cgroup(key), self.layout.instance(key));
+        let limits = *limits;
+        let resized = blocking("change the limits", move || {
+            let pids = limits.pids.max(1).saturating_add(record.kind.extra_pids());
+            resize::apply(&cgroups, &group, &Limits { pids, ..limits })?;
+            record.resized(&limits).write(&directory)
+        });
+        match resized.await {
+            Err(DriverError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
+                Err(DriverError::MemoryInUse { key: key.clone(), limit: limits.memory.0 })
+            }
+            other => other,
+        }
     }
 
     fn switch(&self) -> Option<Switch> {

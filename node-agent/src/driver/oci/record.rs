@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use warren_proto::units::{Bytes, MilliCpu};
 
 use super::kind::Kind;
 use super::layout;
+use crate::driver::stats::Limits;
 use crate::driver::{Ended, Exit, InstanceSpec};
 
 /// Version of every file that this module writes. A higher one was written by a newer build.
@@ -78,6 +80,15 @@ impl Record {
             rootfs: decided.rootfs,
             oom_file: decided.oom_file,
         }
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits { cpu: MilliCpu(self.cpu_milli), memory: Bytes(self.memory_bytes), pids: self.pids }
+    }
+
+    /// The same with other limits.
+    pub fn resized(self, limits: &Limits) -> Self {
+        Self { cpu_milli: limits.cpu.0, memory_bytes: limits.memory.0, pids: limits.pids, ..self }
     }
 
     pub fn read(directory: &Path) -> io::Result<Self> {

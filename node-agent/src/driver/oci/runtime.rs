@@ -150,9 +150,9 @@ fn probe(program: &str) -> Result<Offer, DriverError> {
     Ok(Offer { program: program.to_owned(), kind: Kind::of_version(&said), version })
 }
 
-/// The instance's part of a state's name: `<id>`, or gVisor's `<id>.lock` and `<id>_sandbox:<id>.state`.
+/// The instance's part of a state's name: `<id>`, or gVisor's `<id>.lock`, `<id>_sandbox:<id>.state` and `runsc-<id>.sock`.
 fn container_of(name: &str) -> &str {
-    name.split(['.', '_']).next().unwrap_or(name)
+    name.strip_prefix("runsc-").unwrap_or(name).split(['.', '_']).next().unwrap_or(name)
 }
 
 /// The error for something that took too long.
@@ -188,6 +188,13 @@ pub fn says_command_not_found(output: &str, command: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_that_a_runtime_keeps_is_known_by_its_instance() {
+        for name in ["c0ffee", "c0ffee.lock", "c0ffee_sandbox:c0ffee.state", "runsc-c0ffee.sock"] {
+            assert_eq!(container_of(name), "c0ffee");
+        }
+    }
 
     #[test]
     fn the_default_must_be_here_and_others_may_be() {

@@ -9,6 +9,8 @@ use warren_proto::ids::{Digest, Epoch, Generation, IdError, SandboxName};
 use warren_proto::units::{Bytes, MilliCpu, Resources};
 use warren_proto::v1;
 
+use crate::network::egress::Egress;
+
 use crate::gpu::{Grant, WHOLE};
 
 /// What the node should do with a sandbox.
@@ -49,6 +51,7 @@ pub struct StartSpec {
     /// `None`: the node's default.
     pub driver: Option<String>,
     pub on_isolation: OnIsolation,
+    pub egress: Egress,
     /// Devices that it holds, by uuid, none twice.
     pub gpus: Vec<Grant>,
 }
@@ -81,6 +84,14 @@ impl Goal {
         match self.want {
             Want::Running(_) => Desired::Running,
             Want::Removed => Desired::Removed,
+        }
+    }
+
+    /// What it may reach; `None`: it should not run.
+    pub fn egress(&self) -> Option<&Egress> {
+        match &self.want {
+            Want::Running(spec) => Some(&spec.egress),
+            Want::Removed => None,
         }
     }
 
@@ -225,6 +236,7 @@ fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpe
         v1::OnIsolation::Freeze => OnIsolation::Freeze,
         v1::OnIsolation::Keep | v1::OnIsolation::Unspecified => OnIsolation::Keep,
     };
+    let egress = Egress::of_wire(wire.egress.as_ref());
     let resources = wire.resources.ok_or_else(|| bad("resources"))?;
     let template = wire.template.ok_or_else(|| bad("template"))?;
     let source = |s: v1::TemplateSource| Source { address: s.address, tls: s.tls };
@@ -253,6 +265,7 @@ fn parse_start(name: &SandboxName, wire: v1::AssignedSandbox) -> Result<StartSpe
         working_directory: if wire.working_directory.is_empty() { "/".to_owned() } else { wire.working_directory },
         driver: (!wire.driver.is_empty()).then_some(wire.driver),
         on_isolation,
+        egress,
         gpus: parse_gpus(name, wire.gpus)?,
     })
 }

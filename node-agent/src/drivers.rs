@@ -115,6 +115,7 @@ async fn build_oci(config: &Config, gpus: Arc<Gpus>) -> anyhow::Result<OciDriver
         data_dir: config.data_dir.clone(),
         node_id: config.node_id.clone(),
         gpus,
+        network: config.network.clone(),
         shim_exe: std::env::current_exe().context("find this program's own file")?,
     };
     // It runs the runtime once, and waits for it.

@@ -21,11 +21,19 @@ pub const START: [&str; 7] = [
 ];
 
 /// Steps of a start in the shim, in order.
-pub const SHIM: [&str; 6] = ["shim.entered", "shim.held", "shim.mounted", "shim.ran", "shim.noted", "shim.answered"];
+pub const SHIM: [&str; 7] =
+    ["shim.entered", "shim.held", "shim.mounted", "shim.connected", "shim.ran", "shim.noted", "shim.answered"];
 
 /// Steps of a removal, in order; all are the agent's.
-pub const REMOVE: [&str; 6] =
-    ["remove.unrecorded", "remove.killed", "remove.deleted", "remove.ungrouped", "remove.removed", "remove.noted"];
+pub const REMOVE: [&str; 7] = [
+    "remove.unrecorded",
+    "remove.killed",
+    "remove.deleted",
+    "remove.disconnected",
+    "remove.ungrouped",
+    "remove.removed",
+    "remove.noted",
+];
 
 /// The process ends here if it was told to.
 pub fn pass(point: &str) {

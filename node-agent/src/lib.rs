@@ -33,4 +33,5 @@ pub mod http;
 pub mod incarnation;
 pub mod ledger;
 pub mod metrics;
+pub mod network;
 pub mod storage;

@@ -16,6 +16,7 @@ use warren_proto::ids::{Epoch, SandboxName};
 
 use crate::assignment::{Assignment, Desired, Goal};
 use crate::driver::{Ended, InstanceKey, Presence};
+use crate::network::egress::Egress;
 
 /// A code for programs and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,8 @@ pub struct Instance {
     pub presence: Presence,
     /// In the group that freezes when the lease lapses.
     pub fenced: bool,
+    /// What it may reach; `None`: its driver cannot change it.
+    pub egress: Option<Egress>,
 }
 
 /// All that the node knows of one sandbox.
@@ -102,6 +105,8 @@ pub enum Action {
     Freeze(Epoch),
     /// It was frozen, and the assignment names it again.
     Thaw(Epoch),
+    /// It should run, and may reach something else than it should.
+    SetEgress(Epoch),
     /// Nothing is left of it and no assignment names it.
     Forget,
 }
@@ -188,6 +193,13 @@ pub fn next_action(goal: Option<&Goal>, known: bool, held: &Held, closed: bool) 
     }
     if let Some(epoch) = first(&|fate, i| fate == Fate::Orphan && runs(i)) {
         return Some(Action::Freeze(epoch));
+    }
+    // Before it runs again.
+    let wanted = goal.and_then(Goal::egress);
+    let strays = |i: &Instance| i.egress.as_ref().zip(wanted).is_some_and(|(is, should)| is != should);
+    let lives = |i: &Instance| matches!(i.presence, Presence::Running | Presence::Frozen);
+    if let Some(epoch) = first(&|fate, i| fate == Fate::Wanted && lives(i) && strays(i)) {
+        return Some(Action::SetEgress(epoch));
     }
     if let Some(epoch) = first(&|fate, i| fate == Fate::Wanted && i.presence == Presence::Frozen) {
         return Some(Action::Thaw(epoch));

@@ -36,6 +36,7 @@ fn running(epoch: u64) -> Goal {
         working_directory: "/".into(),
         driver: None,
         on_isolation: OnIsolation::Freeze,
+        egress: Egress::None,
     };
     Goal { epoch: Epoch(epoch), want: Want::Running(Box::new(spec)) }
 }
@@ -55,7 +56,26 @@ fn held(record: Option<(u64, Stage)>, instances: &[(u64, Presence)]) -> Held {
 }
 
 fn instance(presence: Presence) -> Instance {
-    Instance { driver: "fake".into(), presence, fenced: true }
+    Instance { driver: "fake".into(), presence, fenced: true, egress: None }
+}
+
+#[test]
+fn what_it_may_reach_is_changed_while_it_runs_and_before_it_is_thawed() {
+    for presence in [Presence::Running, Presence::Frozen] {
+        let mut held = held(Some((2, Stage::Started)), &[(2, presence.clone())]);
+        let next = |held: &Held| next_action(Some(&running(2)), true, held);
+        let otherwise = (presence == Presence::Frozen).then_some(Action::Thaw(Epoch(2)));
+        for (reaches, action) in [
+            (None, otherwise),
+            (Some(Egress::None), otherwise),
+            (Some(Egress::Public), Some(Action::SetEgress(Epoch(2)))),
+        ] {
+            held.instances.get_mut(&Epoch(2)).expect("held").egress = reaches;
+            assert_eq!(next(&held), action);
+        }
+        let unwanted = next_action(None, true, &held);
+        assert_ne!(unwanted, Some(Action::SetEgress(Epoch(2))), "an orphan keeps what it had");
+    }
 }
 
 /// As [`held`], from a ledger that the present one was restored from.

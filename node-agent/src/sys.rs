@@ -37,15 +37,25 @@ pub fn set_id_map(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::R
     check(result)
 }
 
-/// Makes a user namespace that maps ids `0..count` inside to `first..first + count` outside.
-///
-/// A namespace needs a process to be born with: a child that does nothing but wait until the namespace is open here.
-/// Call it from a process with one thread.
+/// Makes a user namespace that maps ids `0..count` inside to `first..first + count` outside. Call it from a process with one
+/// thread.
 pub fn user_namespace(first: u32, count: u32) -> io::Result<OwnedFd> {
+    let [users] = born_with(libc::CLONE_NEWUSER, first, count, ["user"])?;
+    Ok(users)
+}
+
+/// As [`user_namespace`], with a network namespace that belongs to it.
+pub fn user_and_network_namespaces(first: u32, count: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let [users, network] = born_with(libc::CLONE_NEWUSER | libc::CLONE_NEWNET, first, count, ["user", "net"])?;
+    Ok((users, network))
+}
+
+/// A namespace needs a process to be born with: a child that does nothing but wait until its namespaces are open here.
+fn born_with<const N: usize>(flags: libc::c_int, first: u32, count: u32, names: [&str; N]) -> io::Result<[OwnedFd; N]> {
     let (hold, release) = io::pipe()?;
     // SAFETY: `clone` without a new stack or shared memory acts like `fork`. The child calls only `close`, `read` and
     // `_exit`, which are async-signal-safe, with descriptors and a buffer of its own copy of this memory.
-    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     if child == 0 {
         let mut byte = 0u8;
         // SAFETY: as above; `byte` is one writable byte.
@@ -56,18 +66,20 @@ pub fn user_namespace(first: u32, count: u32) -> io::Result<OwnedFd> {
         }
     }
     check(child)?;
-    let opened = map_and_open(child, first, count);
+    let opened = map_and_open(child, first, count, names);
     drop(release);
     // SAFETY: the child is ours and not waited for elsewhere; a null status pointer is allowed.
     unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
     opened
 }
 
-fn map_and_open(child: i64, first: u32, count: u32) -> io::Result<OwnedFd> {
+fn map_and_open<const N: usize>(child: i64, first: u32, count: u32, names: [&str; N]) -> io::Result<[OwnedFd; N]> {
     let map = format!("0 {first} {count}\n");
     fs::write(format!("/proc/{child}/uid_map"), &map)?;
     fs::write(format!("/proc/{child}/gid_map"), &map)?;
-    Ok(File::open(format!("/proc/{child}/ns/user"))?.into())
+    let opened: io::Result<Vec<OwnedFd>> =
+        names.iter().map(|name| Ok(File::open(format!("/proc/{child}/ns/{name}"))?.into())).collect();
+    Ok(opened?.try_into().expect("one for each name"))
 }
 
 /// Lets the process that `command` starts inherit `fd`, under the same number, which is returned. `fd` stays

@@ -11,10 +11,11 @@ use support::*;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use warren_node_agent::agent::Agent;
-use warren_node_agent::driver::{Ended, Exit, Presence};
+use warren_node_agent::driver::{Driver, Ended, Exit, Presence};
+use warren_node_agent::network::egress::Egress;
 use warren_proto::error::ErrorBuilder;
-use warren_proto::v1::ErrorReason;
 use warren_proto::v1::sandbox_observation::Phase;
+use warren_proto::v1::{self, AssignedSandbox, EgressMode, ErrorReason};
 
 /// A scheduler, a host, and an agent that holds the template, with its session.
 struct Lab {
@@ -60,6 +61,37 @@ async fn wait_ready(agent: &Agent) {
         }
     };
     timeout(PATIENCE, ready).await.expect("never ready");
+}
+
+#[tokio::test]
+async fn what_a_sandbox_may_reach_is_changed_while_it_runs() {
+    let with = |mode: EgressMode| AssignedSandbox {
+        egress: Some(v1::Egress { mode: mode.into(), allow: Vec::new() }),
+        ..running("a", 1)
+    };
+    let mut lab = Lab::new().await;
+    let a = instance("a", 1);
+    lab.peer.assign(1, &[with(EgressMode::Public)]).await;
+    lab.peer.until_phase("a", 1, Phase::Running).await;
+    assert_eq!(lab.driver.egress(&a), Some(Egress::Public));
+    lab.driver.refuse("egress a@1", true);
+    lab.peer.delta(1, 2, &[with(EgressMode::None)], &[]).await;
+    while lab.driver.log().len() < 3 {
+        look_again().await;
+    }
+    assert_eq!(lab.driver.egress(&a), Some(Egress::Public), "refused, and tried again");
+    lab.driver.refuse("egress a@1", false);
+    while lab.driver.egress(&a) != Some(Egress::None) {
+        look_again().await;
+    }
+    assert_eq!(lab.driver.presence(&a), Some(Presence::Running), "it was not started anew");
+    let lab = lab.restart(|_| {}).await;
+    lab.peer.assign(3, &[with(EgressMode::Public)]).await;
+    while lab.driver.egress(&a) != Some(Egress::Public) {
+        look_again().await;
+    }
+    let starts = lab.driver.log().iter().filter(|done| done.starts_with("start")).count();
+    assert_eq!(starts, 1);
 }
 
 #[tokio::test]

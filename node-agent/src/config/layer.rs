@@ -91,6 +91,14 @@ pub struct Layer {
     #[arg(long, env = "WARREN_RUNTIME", global = true)]
     #[serde(deserialize_with = "text")]
     pub runtime: Option<String>,
+    /// Addresses that the agents of this host share out among their sandboxes, address/bits [default: 10.224.0.0/14]
+    #[arg(long, env = "WARREN_SANDBOX_NETWORK", global = true, value_name = "NETWORK")]
+    #[serde(deserialize_with = "text")]
+    pub sandbox_network: Option<String>,
+    /// Resolvers that are asked for names by sandboxes, ip or ip:port, a,b [default: the host's]
+    #[arg(long, env = "WARREN_DNS_UPSTREAM", global = true, value_name = "ADDRS")]
+    #[serde(deserialize_with = "text")]
+    pub dns_upstream: Option<String>,
     /// Program that freezes sandboxes when the lease lapses, or `none` [default: warren-fence beside this program]
     #[arg(long, env = "WARREN_FENCE", global = true, value_name = "FILE")]
     #[serde(deserialize_with = "text")]
@@ -180,6 +188,8 @@ impl Layer {
             memory: self.memory.or(other.memory),
             disk: self.disk.or(other.disk),
             gpus: self.gpus.or(other.gpus),
+            sandbox_network: self.sandbox_network.or(other.sandbox_network),
+            dns_upstream: self.dns_upstream.or(other.dns_upstream),
             cdi_dirs: self.cdi_dirs.or(other.cdi_dirs),
             labels: self.labels.or(other.labels),
             insecure_registries: self.insecure_registries.or(other.insecure_registries),

@@ -14,6 +14,7 @@ use warren_proto::client::{self, ClientTls, TlsFiles};
 use warren_proto::ids::NodeId;
 use warren_proto::units::{Bytes, MilliCpu};
 
+use crate::driver::oci::NetworkOptions;
 use crate::gpu::GpuConfig;
 
 pub use layer::{Args, Command, FleetArgs, Layer};
@@ -38,6 +39,7 @@ pub struct Config {
     pub memory: Option<Bytes>,
     pub disk: Option<Bytes>,
     pub gpus: GpuConfig,
+    pub network: NetworkOptions,
     pub labels: BTreeMap<String, String>,
     /// `host:port` of registries that templates are pulled from without TLS.
     pub insecure_registries: Vec<String>,
@@ -138,6 +140,7 @@ impl Config {
         let cpu = raw.cpu_milli.and_then(|text| problems.take("cpu_milli", parse::cpu(&text)));
         let memory = raw.memory.and_then(|text| problems.take("memory", parse::size(&text)));
         let disk = raw.disk.and_then(|text| problems.take("disk", parse::size(&text)));
+        let network = parse::network(&mut problems, raw.sandbox_network.as_deref(), raw.dns_upstream.as_deref());
         let gpus = parse::gpus(raw.gpus.as_deref(), raw.cdi_dirs.as_deref());
         let labels = problems.take("labels", parse::labels(raw.labels.as_deref().unwrap_or(""))).unwrap_or_default();
         let insecure = raw.insecure_registries.unwrap_or_default();
@@ -174,6 +177,7 @@ impl Config {
                     memory,
                     disk,
                     gpus,
+                    network,
                     labels,
                     insecure_registries,
                     tls,

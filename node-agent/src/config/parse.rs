@@ -1,16 +1,21 @@
 //! PURE: from text to values; each error says what would be right.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use tracing_subscriber::EnvFilter;
 use warren_proto::client::{TlsFiles, is_loopback};
 use warren_proto::units::{Bytes, MilliCpu};
 
+use crate::driver::oci::NetworkOptions;
 use crate::gpu::{GpuConfig, Source};
+use crate::network::range::Range;
 
 use super::{DriverKind, Layer, LogFormat, Problems};
+
+/// Of a resolver that is given without one.
+const DNS_PORT: u16 = 53;
 
 /// Labels of a node: more than anyone selects by.
 const MAX_LABELS: usize = 64;
@@ -35,6 +40,20 @@ pub fn size(text: &str) -> Result<Bytes, String> {
 }
 
 /// Where GPUs are listed and described.
+pub(super) fn network(problems: &mut Problems, range: Option<&str>, upstreams: Option<&str>) -> NetworkOptions {
+    let mut options = NetworkOptions::default();
+    if let Some(range) = range.and_then(|text| problems.take("sandbox_network", text.parse::<Range>())) {
+        options.range = range;
+    }
+    for text in upstreams.unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        let with_port = text.parse::<SocketAddr>().ok();
+        let upstream = with_port.or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, DNS_PORT)));
+        let wrong = || format!("`{text}` is not a resolver: write ip or ip:port, e.g. 10.0.0.53");
+        options.upstreams.extend(problems.take("dns_upstream", upstream.ok_or_else(wrong)));
+    }
+    options
+}
+
 pub fn gpus(source: Option<&str>, cdi_dirs: Option<&str>) -> GpuConfig {
     let source = match source.map(str::trim) {
         None | Some("nvml") => Source::Nvml,

@@ -44,6 +44,8 @@ fn every_problem_is_named_at_once_with_what_would_be_right() {
     assert!(problem(Layer { log_format: Some("xml".into()), ..minimal() }).contains("text or json"));
     assert!(problem(Layer { tls_cert: Some("c".into()), ..minimal() }).starts_with("tls_key"));
     assert!(problem(Layer { schedulers: Some("nowhere".into()), ..minimal() }).contains("host:port"));
+    assert!(problem(Layer { sandbox_network: Some("10.0.0.0/30".into()), ..minimal() }).contains("10.224.0.0/14"));
+    assert!(problem(Layer { dns_upstream: Some("dns.example".into()), ..minimal() }).contains("10.0.0.53"));
 }
 
 #[test]
@@ -55,6 +57,13 @@ fn plain_text_is_for_loopback_only() {
     let tls = |layer: Layer| Layer { tls_cert: Some("c".into()), tls_key: Some("k".into()), ..layer };
     assert!(Config::resolve(tls(listen("10.0.0.1:7080"))).expect("valid").serves_tls());
     assert!(problem(tls(listen("0.0.0.0:7080"))).starts_with("advertise"));
+}
+
+#[test]
+fn resolvers_are_given_with_or_without_a_port() {
+    let layer = Layer { dns_upstream: Some("10.0.0.53, 127.0.0.1:5353".into()), ..minimal() };
+    let upstreams = Config::resolve(layer).expect("valid").network.upstreams;
+    assert_eq!(upstreams, ["10.0.0.53:53", "127.0.0.1:5353"].map(|text| text.parse().expect("an address")));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub use self::process::{
 use self::stats::{Limits, Stats};
 use crate::fence::Switch;
 use crate::gpu::{GpuError, Grant};
+use crate::network::NetworkStats;
+use crate::network::egress::Egress;
 
 /// One placement of a sandbox: what a driver's objects are named after.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +54,8 @@ pub struct InstanceSpec {
     pub working_directory: String,
     /// Belongs to the group that [`Driver::switch`] freezes as a whole.
     pub fenced: bool,
+    /// What it may reach.
+    pub egress: Egress,
     /// Devices to inject.
     pub gpus: Vec<Grant>,
 }
@@ -213,6 +217,21 @@ pub trait Driver: Send + Sync {
     /// Whether an instance that is here belongs to the group of [`Driver::switch`].
     fn is_fenced(&self, _: &InstanceKey) -> bool {
         false
+    }
+
+    /// What an instance that is here may reach; `None`: this driver does not know, or cannot change it.
+    fn egress(&self, _: &InstanceKey) -> Option<Egress> {
+        None
+    }
+
+    /// Changes what a running or frozen instance may reach. Connections that may go on do, others end. Idempotent.
+    async fn set_egress(&self, _: &InstanceKey, _: &Egress) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "change what a sandbox may reach" })
+    }
+
+    /// What went through a running or frozen instance's network.
+    async fn network_stats(&self, _: &InstanceKey) -> Result<NetworkStats, DriverError> {
+        Err(DriverError::Unsupported { driver: self.name(), what: "count packets" })
     }
 
     /// Starts a process in a running instance and attaches to it, lossless, before it can write anything.

@@ -160,6 +160,7 @@ mod tests {
             working_directory: "/".into(),
             fenced: false,
             runtime: None,
+            egress: Default::default(),
         }
     }
 

@@ -15,8 +15,9 @@ use crate::driver::Stream;
 use crate::driver::oci::log::LogWriter;
 use crate::driver::oci::record::{ExitRecord, Record};
 use crate::driver::oci::rootfs::{self, mount_rootfs};
-use crate::driver::oci::{cgroup, layout, lifeline};
+use crate::driver::oci::{cgroup, ids, layout, lifeline};
 use crate::failpoint;
+use crate::network::inside::{self, Paths};
 use crate::sys;
 
 /// How much of a main process's output is kept: what `Ended` promises.
@@ -61,6 +62,8 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
     fs::write(layout::SHIM, std::process::id().to_string()).map_err(step("write down the shim's pid"))?;
     mount_rootfs(record).map_err(|e| failed(e.what, &e.source))?;
     failpoint::pass("shim.mounted");
+    let joined = connect(record).map_err(step("connect the sandbox's network"))?;
+    failpoint::pass("shim.connected");
     let (stdout, out) = io::pipe().map_err(step("make a pipe"))?;
     let (stderr, err) = io::pipe().map_err(step("make a pipe"))?;
     let mut command = runtime(record, "runtime.log");
@@ -83,10 +86,22 @@ fn start_instance(record: &Record) -> Result<(Held, Pid), Report> {
         Err(e) => return Err(failure(format!("run `{}`", record.runtime), e.to_string())),
     }
     failpoint::pass("shim.ran");
+    if let Some(paths) = joined {
+        paths.unbind().map_err(step("let go of the namespaces"))?;
+    }
     let pid = read_pid("main.pid").map_err(step("read the main process's pid"))?;
     fs::write(layout::STARTED, pid.to_string()).map_err(step("write down the main process's pid"))?;
     failpoint::pass("shim.noted");
     Ok((Held { outputs: [(Stream::Stdout, stdout), (Stream::Stderr, stderr)], alive }, pid))
+}
+
+/// Makes the namespaces that the runtime is to join, and says where they are; `None`: there is no network.
+fn connect(record: &Record) -> io::Result<Option<Paths>> {
+    let Some(assigned) = &record.network else { return Ok(None) };
+    let paths = Paths::new(record.rootfs.parent().ok_or(io::ErrorKind::InvalidInput)?);
+    inside::prepare(assigned, &paths, record.first_id, ids::RANGE)?;
+    inside::write_resolver(&record.rootfs, assigned.gateway, record.first_id)?;
+    Ok(Some(paths))
 }
 
 /// Reads until every writer is gone, writes down what comes, and keeps the end.

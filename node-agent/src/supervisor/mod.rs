@@ -97,7 +97,8 @@ impl Supervisor {
             let name = driver.name();
             let listed = driver.list().await.map_err(|source| SuperviseError::List { driver: name, source })?;
             for (key, presence) in listed {
-                let instance = Instance { driver: name.to_owned(), presence, fenced: driver.is_fenced(&key) };
+                let (fenced, egress) = (driver.is_fenced(&key), driver.egress(&key));
+                let instance = Instance { driver: name.to_owned(), presence, fenced, egress };
                 held.entry(key.sandbox).or_default().instances.insert(key.epoch, instance);
             }
         }

@@ -100,6 +100,11 @@ impl Model {
             Action::Remove(epoch) | Action::Freeze(epoch) | Action::Thaw(epoch) => {
                 Job::Driver { driver: driver(epoch)?, failures: self.failures.get(sandbox).copied().unwrap_or(0) }
             }
+            Action::SetEgress(epoch) => Job::Egress {
+                driver: driver(epoch)?,
+                egress: self.assignment.goal(sandbox)?.egress()?.clone(),
+                failures: self.failures.get(sandbox).copied().unwrap_or(0),
+            },
             Action::Forget => Job::Forget,
         })
     }
@@ -113,15 +118,20 @@ impl Model {
         let held = self.held.entry(sandbox.clone()).or_default();
         held.busy = None;
         match (action, done) {
-            (Action::Start(epoch), Done::Started { driver, record, fenced }) => {
+            (Action::Start(epoch), Done::Started { driver, record, fenced, egress }) => {
                 held.record = Some(record);
-                held.instances.insert(epoch, Instance { driver, presence: Presence::Running, fenced });
+                held.instances.insert(epoch, Instance { driver, presence: Presence::Running, fenced, egress });
             }
             (_, Done::NotStarted { record }) => held.record = Some(record),
             (Action::Remove(epoch), Done::Removed { record }) => {
                 held.record = record;
                 held.instances.remove(&epoch);
                 self.watches.remove(&InstanceKey { sandbox: sandbox.clone(), epoch });
+            }
+            (Action::SetEgress(epoch), Done::EgressSet { egress }) => {
+                if let Some(instance) = held.instances.get_mut(&epoch) {
+                    instance.egress = Some(egress);
+                }
             }
             (Action::Freeze(epoch), Done::Carried) => held.set_presence(epoch, Presence::Frozen),
             (Action::Thaw(epoch), Done::Carried) => held.set_presence(epoch, Presence::Running),

@@ -44,13 +44,14 @@ impl Supervisor {
         };
         match result {
             Ok((driver, fenced)) => {
+                let (egress, driver) = (driver.egress(&key), driver.name());
                 histogram!(START_SECONDS).record(BootInstant::now().since(begun).as_secs_f64());
                 tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, driver, "started");
                 failpoint::pass("start.started");
                 let record = Record { epoch: key.epoch, stage: Stage::Started };
                 self.journal_put(&key.sandbox, &record).await;
                 failpoint::pass("start.noted");
-                Done::Started { driver: driver.to_owned(), record, fenced }
+                Done::Started { driver: driver.to_owned(), record, fenced, egress }
             }
             Err(reason) => {
                 tracing::warn!(sandbox = %key.sandbox, epoch = %key.epoch, code = %reason.code, message = %reason.message, "not started");
@@ -82,7 +83,7 @@ impl Supervisor {
         key: &InstanceKey,
         spec: StartSpec,
         to: &Prepared<'_>,
-    ) -> Result<(&'static str, bool), Reason> {
+    ) -> Result<(Arc<dyn Driver>, bool), Reason> {
         let intent = Record { epoch: key.epoch, stage: Stage::Starting };
         let written = self.journal_put_surely(&key.sandbox, &intent).await;
         written.map_err(|error| Reason::new("JOURNAL_FAILED", error.to_string()))?;
@@ -99,6 +100,7 @@ impl Supervisor {
             fenced,
             runtime: to.runtime.clone(),
             gpus: spec.gpus,
+            egress: spec.egress,
         };
         let started = timed(to.driver.name(), "start", to.driver.start(&spec)).await;
         started.map_err(|error| {
@@ -106,6 +108,6 @@ impl Supervisor {
                 if matches!(error, DriverError::HostDiskFull { .. }) { "NODE_DISK_FULL" } else { "START_FAILED" };
             Reason::new(code, error.to_string())
         })?;
-        Ok((to.driver.name(), fenced))
+        Ok((Arc::clone(&to.driver), fenced))
     }
 }

@@ -1,5 +1,6 @@
 //! One action on one sandbox, from its beginning to the model that knows its outcome.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, histogram};
@@ -9,10 +10,11 @@ use warren_proto::ids::SandboxName;
 use super::Supervisor;
 use crate::assignment::StartSpec;
 use crate::clock::BootInstant;
-use crate::driver::{DriverError, InstanceKey};
+use crate::driver::{Driver, DriverError, InstanceKey};
 use crate::failpoint;
 use crate::journal::{Entry, JournalError};
 use crate::metrics::{DRIVER_ERRORS, DRIVER_SECONDS};
+use crate::network::egress::Egress;
 use crate::reconcile::{Action, Record};
 
 /// Pause before the first repetition of what a driver refused; doubles up to the last.
@@ -32,6 +34,11 @@ pub enum Job {
         driver: String,
         failures: u32,
     },
+    Egress {
+        driver: String,
+        egress: Egress,
+        failures: u32,
+    },
     Forget,
 }
 
@@ -42,6 +49,7 @@ pub enum Done {
         driver: String,
         record: Record,
         fenced: bool,
+        egress: Option<Egress>,
     },
     /// It could not be started, and nothing of it is left.
     NotStarted {
@@ -51,6 +59,9 @@ pub enum Done {
     CalledOff,
     Removed {
         record: Option<Record>,
+    },
+    EgressSet {
+        egress: Egress,
     },
     /// Frozen, thawed or forgotten.
     Carried,
@@ -66,16 +77,27 @@ impl Supervisor {
             }
             (Action::Forget, _) => self.forget(&sandbox).await,
             (Action::Remove(epoch) | Action::Freeze(epoch) | Action::Thaw(epoch), Job::Driver { driver, failures }) => {
-                self.drive(InstanceKey { sandbox: sandbox.clone(), epoch }, action, &driver, failures).await
+                let key = InstanceKey { sandbox: sandbox.clone(), epoch };
+                self.patiently(&key, action, failures, self.drive_once(&key, action, &driver)).await
             }
-            (Action::Start(_) | Action::Remove(_) | Action::Freeze(_) | Action::Thaw(_), _) => Done::CalledOff,
+            (Action::SetEgress(epoch), Job::Egress { driver, egress, failures }) => {
+                let key = InstanceKey { sandbox: sandbox.clone(), epoch };
+                self.patiently(&key, action, failures, self.set_egress(&key, &driver, egress)).await
+            }
+            (_, _) => Done::CalledOff,
         };
         self.conclude(&sandbox, action, done);
     }
 
-    /// Removes, freezes or thaws; after a refusal it pauses.
-    async fn drive(&self, key: InstanceKey, action: Action, driver: &str, failures: u32) -> Done {
-        match self.drive_once(&key, action, driver).await {
+    /// Waits for what a driver does; after a refusal it pauses.
+    async fn patiently(
+        &self,
+        key: &InstanceKey,
+        action: Action,
+        failures: u32,
+        work: impl Future<Output = Result<Done, DriverError>>,
+    ) -> Done {
+        match work.await {
             Ok(done) => done,
             Err(error) => {
                 let pause = LAST_PAUSE.min(FIRST_PAUSE.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)));
@@ -91,9 +113,7 @@ impl Supervisor {
 
     async fn drive_once(&self, key: &InstanceKey, action: Action, name: &str) -> Result<Done, DriverError> {
         let _permit = self.0.others.acquire().await.expect("never closed");
-        let unknown =
-            || DriverError::Runtime { what: "driver".into(), output: format!("`{name}` is not offered any more") };
-        let driver = self.0.drivers.get(Some(name)).ok_or_else(unknown)?;
+        let driver = self.offered(name)?;
         match action {
             Action::Freeze(_) => {
                 timed(driver.name(), "freeze", driver.freeze(key)).await?;
@@ -114,6 +134,20 @@ impl Supervisor {
                 Ok(Done::Removed { record })
             }
         }
+    }
+
+    async fn set_egress(&self, key: &InstanceKey, name: &str, egress: Egress) -> Result<Done, DriverError> {
+        let _permit = self.0.others.acquire().await.expect("never closed");
+        let driver = self.offered(name)?;
+        timed(driver.name(), "set_egress", driver.set_egress(key, &egress)).await?;
+        tracing::info!(sandbox = %key.sandbox, epoch = %key.epoch, ?egress, "what it may reach changed");
+        Ok(Done::EgressSet { egress })
+    }
+
+    fn offered(&self, name: &str) -> Result<Arc<dyn Driver>, DriverError> {
+        let unknown =
+            || DriverError::Runtime { what: "driver".into(), output: format!("`{name}` is not offered any more") };
+        self.0.drivers.get(Some(name)).ok_or_else(unknown)
     }
 
     fn is_orphan(&self, key: &InstanceKey) -> bool {

@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod many;
+mod network;
 mod process;
 mod runtimes;
 mod usage;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use warren_node_agent::driver::oci::{OciConfig, OciDriver};
+use warren_node_agent::driver::oci::{NetworkOptions, OciConfig, OciDriver};
 use warren_node_agent::driver::{
     Attachment, Driver, DriverError, Event, ExecSpec, Exit, InstanceKey, InstanceSpec, ProcessSpec, Stream,
 };
 use warren_node_agent::gpu::Gpus;
+use warren_node_agent::network::egress::Egress;
 use warren_proto::ids::{Epoch, NodeId, SandboxName};
 use warren_proto::units::{Bytes, MilliCpu, Resources};
 
@@ -22,6 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Disk of an instance.
 pub const DISK_MIB: u64 = 64;
+
+/// Who is asked for names: nobody, unless a test answers there.
+pub const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5300);
 
 pub struct World {
     pub dir: TempDir,
@@ -38,6 +43,15 @@ pub async fn look_again() {
 
 /// Runs `test` once for each runtime that is here, each time in a world of its own, and checks that nothing is left of it.
 pub fn with_each_runtime<F: Future<Output = ()> + Send + 'static>(test: &str, run: impl Fn(Arc<World>) -> F) {
+    with_runtimes(&["runc", "crun", "runsc"], test, run);
+}
+
+/// As [`with_each_runtime`], of these.
+pub fn with_runtimes<F: Future<Output = ()> + Send + 'static>(
+    runtimes: &[&str],
+    test: &str,
+    run: impl Fn(Arc<World>) -> F,
+) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED {test}: not root");
         return;
@@ -46,7 +60,7 @@ pub fn with_each_runtime<F: Future<Output = ()> + Send + 'static>(test: &str, ru
         eprintln!("SKIPPED {test}: no /bin/busybox (install busybox-static)");
         return;
     }
-    for runtime in ["runc", "crun", "runsc"] {
+    for &runtime in runtimes {
         // One by one while something is mended: `WARREN_TEST_RUNTIMES=runsc`.
         if std::env::var("WARREN_TEST_RUNTIMES").is_ok_and(|only| !only.split(',').any(|name| name == runtime)) {
             continue;
@@ -74,18 +88,22 @@ pub fn with_each_runtime<F: Future<Output = ()> + Send + 'static>(test: &str, ru
 
 impl World {
     pub fn new(runtime: &str) -> Self {
+        Self::with_network(runtime, network())
+    }
+
+    pub fn with_network(runtime: &str, network: NetworkOptions) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let base = dir.path().join("base");
         make_base(&base).expect("a root file system");
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let node = NodeId::parse(&format!("test-{}", &unique[..12])).expect("valid");
-        let driver = Arc::new(driver(dir.path(), runtime, &node));
+        let driver = Arc::new(driver_with(dir.path(), runtime, &node, Arc::default(), network));
         Self { dir, base, runtime: runtime.to_owned(), node, driver }
     }
 
     /// A driver of the same directory that offers these devices.
     pub fn with_gpus(&self, gpus: Gpus) -> Arc<OciDriver> {
-        Arc::new(driver_with(self.dir.path(), &self.runtime, &self.node, Arc::new(gpus)))
+        Arc::new(driver_with(self.dir.path(), &self.runtime, &self.node, Arc::new(gpus), network()))
     }
 
     pub fn restarted(&self) -> Arc<OciDriver> {
@@ -109,6 +127,7 @@ impl World {
             working_directory: "/".into(),
             fenced: false,
             runtime: None,
+            egress: Egress::None,
         }
     }
 
@@ -178,12 +197,17 @@ impl World {
 }
 
 pub fn driver(data_dir: &Path, runtime: &str, node: &NodeId) -> OciDriver {
-    driver_with(data_dir, runtime, node, Arc::default())
+    driver_with(data_dir, runtime, node, Arc::default(), network())
 }
 
-fn driver_with(data_dir: &Path, runtime: &str, node: &NodeId, gpus: Arc<Gpus>) -> OciDriver {
+fn network() -> NetworkOptions {
+    NetworkOptions { upstreams: vec![RESOLVER], ..NetworkOptions::default() }
+}
+
+fn driver_with(data_dir: &Path, runtime: &str, node: &NodeId, gpus: Arc<Gpus>, network: NetworkOptions) -> OciDriver {
     OciDriver::new(OciConfig {
         gpus,
+        network,
         runtime: runtime.to_owned(),
         data_dir: data_dir.to_owned(),
         node_id: node.clone(),
@@ -229,6 +253,8 @@ fn make_base(base: &Path) -> io::Result<()> {
         "tr",
         "sha256sum",
         "mkfifo",
+        "nc",
+        "nslookup",
         "rm",
         "ln",
         "df",

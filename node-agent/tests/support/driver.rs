@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tokio::sync::watch;
 use warren_node_agent::driver::*;
+use warren_node_agent::network::egress::Egress;
 
 /// Clones share the host.
 #[derive(Clone, Default)]
@@ -14,6 +15,7 @@ pub struct FakeDriver(Arc<Host>);
 #[derive(Default)]
 struct Host {
     instances: Mutex<BTreeMap<InstanceKey, Presence>>,
+    egress: Mutex<BTreeMap<InstanceKey, Egress>>,
     /// What was done, in order: `start a@1`.
     log: Mutex<Vec<String>>,
     refused: Mutex<BTreeSet<String>>,
@@ -85,6 +87,7 @@ impl Driver for FakeDriver {
         assert_eq!(others, 0, "one live instance");
         self.done("start", &spec.key)?;
         self.0.held_back.subscribe().wait_for(|held| !held).await.unwrap();
+        self.0.egress.lock().unwrap().insert(spec.key.clone(), spec.egress.clone());
         self.set(&spec.key, Some(Presence::Running));
         Ok(())
     }
@@ -115,6 +118,17 @@ impl Driver for FakeDriver {
     async fn remove(&self, key: &InstanceKey) -> Result<(), DriverError> {
         self.done("remove", key)?;
         self.set(key, None);
+        Ok(())
+    }
+
+    fn egress(&self, key: &InstanceKey) -> Option<Egress> {
+        self.0.egress.lock().unwrap().get(key).cloned()
+    }
+
+    async fn set_egress(&self, key: &InstanceKey, egress: &Egress) -> Result<(), DriverError> {
+        self.done("egress", key)?;
+        self.0.egress.lock().unwrap().insert(key.clone(), egress.clone());
+        self.0.bell.send_modify(|n| *n += 1);
         Ok(())
     }
 

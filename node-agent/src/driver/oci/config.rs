@@ -11,6 +11,7 @@ use super::record::Record;
 use super::users::User;
 use super::{ids, layout, seccomp};
 use crate::driver::{ExecSpec, InstanceSpec, TerminalSize};
+use crate::network::inside::Paths;
 
 /// Length of the period in which the processor quota is counted, in microseconds: the kernel's default.
 pub const CPU_PERIOD_US: u64 = 100_000;
@@ -77,16 +78,23 @@ pub struct Host {
     /// The agent's own limit of open files.
     pub open_files: u64,
     pub kind: Kind,
+    /// Namespaces that its shim made: the runtime joins them. `None`: it makes them, and there is no network.
+    pub joins: Option<Paths>,
 }
 
 /// `config.json` of an instance.
 pub fn bundle(spec: &InstanceSpec, host: &Host) -> Value {
     let ids = json!([{ "containerID": 0, "hostID": host.first_id, "size": ids::RANGE }]);
-    let mut namespaces = vec!["pid", "mount", "ipc", "uts", "network", "user"];
-    if host.unified_cgroups {
-        namespaces.push("cgroup");
+    let mut namespaces: Vec<Value> = ["pid", "mount", "ipc", "uts"].map(|kind| json!({ "type": kind })).to_vec();
+    match &host.joins {
+        Some(Paths { users, network }) => {
+            namespaces.extend([json!({ "type": "network", "path": network }), json!({ "type": "user", "path": users })])
+        }
+        None => namespaces.extend(["network", "user"].map(|kind| json!({ "type": kind }))),
     }
-    let namespaces: Vec<Value> = namespaces.iter().map(|kind| json!({ "type": kind })).collect();
+    if host.unified_cgroups {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
     json!({
         "ociVersion": "1.0.2",
         "hostname": spec.key.sandbox.id.as_str(),
@@ -247,6 +255,7 @@ mod tests {
             working_directory: "/w".into(),
             fenced: false,
             runtime: None,
+            egress: Default::default(),
         }
     }
 
@@ -258,6 +267,7 @@ mod tests {
             rootfs: "/run/x".into(),
             open_files: 20_000,
             kind: Kind::Runc,
+            joins: None,
         }
     }
 

@@ -126,6 +126,12 @@ pub fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Does something that concerns all agents of the host, one agent at a time.
+pub fn locked<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let _lock = lock(true)?;
+    work()
+}
+
 /// Locks [`SHORT_ROOT`], where `make` says so making it first. It is removed under the lock only, so it is in place for
 /// whoever has the lock.
 fn lock(make: bool) -> io::Result<File> {

@@ -47,6 +47,12 @@ impl Kind {
         }
     }
 
+    /// Whether its instances are on the node's network: they have loopback only where it cannot join namespaces of the shim's
+    /// making.
+    pub fn joins_network(self) -> bool {
+        matches!(self, Self::Crun | Self::Runc)
+    }
+
     /// Threads on the host that an instance may have beside its own.
     pub fn extra_pids(self) -> u64 {
         match self {

@@ -12,9 +12,12 @@
 //!     alive, busy                       lifelines: held by the shim of the main process, by every shim
 //!     started, exit.json                left by the shim: the main process's pid, how it ended
 //!     shim.pid                          the shim's pid: the disk is mounted in its mount namespace only
+//!     egress.json                       what it may reach, once that was changed
 //!     exec/<id>/                        a process that was started in it, see `process/files.rs`
 //!     logs/                             what the main process wrote, see `log.rs`
 //! /run/warren/<hash of data_dir>/       0711: a sandbox's root user must be able to walk to its root file system
+//!   network.json                        which addresses this agent's sandboxes have
+//!   userns, netns                       where shims bind an instance's namespaces, seen by themselves only
 //!   rootfs/                             mount point, used only in the shims' private mount namespaces
 //! ```
 
@@ -46,6 +49,7 @@ pub const BUSY: &str = "busy";
 pub const SHIM: &str = "shim.pid";
 pub const STARTED: &str = "started";
 pub const EXIT: &str = "exit.json";
+pub const EGRESS: &str = "egress.json";
 pub const EXEC: &str = "exec";
 pub const LOGS: &str = "logs";
 
@@ -77,6 +81,11 @@ impl Layout {
             cgroup_parent: format!("{CGROUP_ROOT}/{node}"),
             fenced_parent: format!("{CGROUP_ROOT}/{node}/{FENCED}"),
         }
+    }
+
+    /// Name of the short directory: of this agent, on this host.
+    pub fn short_name(&self) -> String {
+        self.short.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Directory of an instance.

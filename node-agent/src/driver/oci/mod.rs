@@ -13,6 +13,7 @@
 
 pub(crate) mod cgroup;
 mod config;
+mod connection;
 mod disk;
 mod follow;
 mod host;
@@ -45,6 +46,7 @@ use tokio::net::TcpStream;
 use warren_proto::ids::NodeId;
 
 use self::cgroup::Cgroups;
+use self::connection::Connections;
 use self::disk::Quota;
 use self::ids::IdRanges;
 use self::kind::Kind;
@@ -60,6 +62,10 @@ use super::{
 use crate::failpoint;
 use crate::fence::Switch;
 use crate::gpu::{Gpus, cdi};
+use crate::network::NetworkStats;
+use crate::network::egress::Egress;
+use crate::network::inside::{Assigned, Paths};
+use crate::network::range::Range;
 use crate::shim::Report;
 
 const NAME: &str = "oci";
@@ -80,6 +86,22 @@ pub struct OciConfig {
     pub shim_exe: PathBuf,
     /// What [`InstanceSpec::gpus`] may name.
     pub gpus: Arc<Gpus>,
+    pub network: NetworkOptions,
+}
+
+/// How the sandboxes' network is made.
+#[derive(Debug, Clone)]
+pub struct NetworkOptions {
+    /// Addresses that the agents of this host share out among themselves.
+    pub range: Range,
+    /// Who answers names; empty: the host's resolvers.
+    pub upstreams: Vec<std::net::SocketAddr>,
+}
+
+impl Default for NetworkOptions {
+    fn default() -> Self {
+        Self { range: Range::DEFAULT, upstreams: Vec::new() }
+    }
 }
 
 /// Runs instances as containers.
@@ -94,12 +116,13 @@ pub struct OciDriver {
     quota: Quota,
     shim_exe: PathBuf,
     gpus: Arc<Gpus>,
+    network: Connections,
 }
 
 impl OciDriver {
-    /// Checks that the runtime runs, and prepares the host. Blocks; once, at start.
+    /// Checks that the runtime runs, and prepares the host. Blocks; once, at start, in the async runtime's context.
     pub fn new(config: OciConfig) -> Result<Self, DriverError> {
-        let OciConfig { runtime, data_dir, node_id, shim_exe, gpus } = config;
+        let OciConfig { runtime, data_dir, node_id, shim_exe, gpus, network } = config;
         if !rustix::process::geteuid().is_root() {
             return Err(io_error("run containers without being root")(io::ErrorKind::PermissionDenied.into()));
         }
@@ -117,7 +140,9 @@ impl OciDriver {
         if let Some(why) = why {
             tracing::warn!(%why, "disk sizes are not enforced: a sandbox can fill the node's disk");
         }
-        let driver = Self { runtime, layout, cgroups, switch, ids: IdRanges::default(), quota, shim_exe, gpus };
+        let network = connection::open(&layout, network, &keys_in(&layout.instances)?);
+        let ids = IdRanges::default();
+        let driver = Self { runtime, layout, cgroups, switch, ids, quota, shim_exe, gpus, network };
         driver.adopt_ids()?;
         Ok(driver)
     }
@@ -136,6 +161,7 @@ impl OciDriver {
         for id in strays {
             remove::remove_stray(self, &id).await?;
         }
+        self.clean_network()?;
         let layout = self.layout.clone();
         blocking("put back the host", move || host::restore(&layout)).await
     }
@@ -150,8 +176,7 @@ impl OciDriver {
     }
 
     fn keys(&self) -> Result<Vec<InstanceKey>, DriverError> {
-        let names = names_in(&self.layout.instances)?;
-        Ok(names.iter().filter_map(|name| layout::parse_directory_name(name)).collect())
+        keys_in(&self.layout.instances)
     }
 
     /// Writes everything that the shim needs; the record last.
@@ -161,6 +186,7 @@ impl OciDriver {
         offer: &Offer,
         first_id: u32,
         devices: &cdi::Edits,
+        network: Option<Assigned>,
     ) -> io::Result<()> {
         let directory = self.layout.instance(&spec.key);
         for name in config::DIRECTORIES {
@@ -177,6 +203,7 @@ impl OciDriver {
                 unified_cgroups: self.cgroups.is_unified(),
                 rootfs: rootfs.to_string_lossy().into_owned(),
                 cgroup: cgroup.clone(),
+                joins: network.is_some().then(|| Paths::new(&self.layout.short)),
             },
         );
         devices.apply(&mut bundle);
@@ -190,6 +217,7 @@ impl OciDriver {
             runtime_root: self.runtime.root().to_owned(),
             rootfs,
             oom_file: self.cgroups.oom_file(&cgroup),
+            network,
         };
         Record::new(spec, decided).write(&directory)
     }
@@ -224,12 +252,19 @@ impl OciDriver {
             output: "every range of user ids is taken".to_owned(),
         })?;
         let directory = self.layout.instance(&spec.key);
-        if self.quota == Quota::Image {
-            disk::make(&directory, spec.resources.disk.0).await?;
-        }
+        let make_disk = async {
+            match self.quota {
+                Quota::Image => disk::make(&directory, spec.resources.disk.0).await,
+                _ => Ok(()),
+            }
+        };
+        let (disk, network) = tokio::join!(make_disk, self.connect(spec, offer.kind));
+        disk?;
+        let network = network?;
         let (spec, devices) = self.with_devices(spec).await?;
         let spec = &spec;
-        self.prepare_instance(spec, offer, first_id, &devices).map_err(io_error("write the instance's files"))?;
+        self.prepare_instance(spec, offer, first_id, &devices, network)
+            .map_err(io_error("write the instance's files"))?;
         failpoint::pass("start.prepared");
         let _slot = self.runtime.slot().await;
         let mut shim = launch::launch(&self.shim_exe, &directory).map_err(io_error("start a shim"))?;
@@ -413,6 +448,20 @@ impl Driver for OciDriver {
         self.cgroups.exists(&self.layout.cgroup(key, true))
     }
 
+    fn egress(&self, key: &InstanceKey) -> Option<Egress> {
+        self.network.as_ref().ok()?.egress(&layout::container_id(key))
+    }
+
+    async fn set_egress(&self, key: &InstanceKey, egress: &Egress) -> Result<(), DriverError> {
+        self.running(key)?;
+        self.change_egress(key, egress).await
+    }
+
+    async fn network_stats(&self, key: &InstanceKey) -> Result<NetworkStats, DriverError> {
+        self.running(key)?;
+        self.traffic(key).await
+    }
+
     // In a frozen one a process would freeze before it ran, and the runtime would wait for it.
     async fn exec(&self, key: &InstanceKey, spec: &ProcessSpec) -> Result<Attachment, DriverError> {
         let record = self.awake(key)?;
@@ -473,6 +522,10 @@ fn refused(spec: &InstanceSpec, what: String, output: &str) -> DriverError {
         }
         _ => DriverError::Runtime { what, output },
     }
+}
+
+fn keys_in(instances: &Path) -> Result<Vec<InstanceKey>, DriverError> {
+    Ok(names_in(instances)?.iter().filter_map(|name| layout::parse_directory_name(name)).collect())
 }
 
 fn names_in(directory: &Path) -> Result<Vec<String>, DriverError> {

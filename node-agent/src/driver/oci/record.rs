@@ -16,6 +16,8 @@ use super::kind::Kind;
 use super::layout;
 use crate::driver::stats::Limits;
 use crate::driver::{Ended, Exit, InstanceSpec};
+use crate::network::egress::Egress;
+use crate::network::inside::Assigned;
 
 /// Version of every file that this module writes. A higher one was written by a newer build.
 const VERSION: u32 = 1;
@@ -45,6 +47,12 @@ pub struct Record {
     pub rootfs: PathBuf,
     /// File whose line `oom_kill N` counts processes killed for want of memory.
     pub oom_file: PathBuf,
+    /// `None`: loopback only.
+    #[serde(default)]
+    pub network: Option<Assigned>,
+    /// What it may reach at the start.
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 /// What a [`Record`] says beside the specification.
@@ -56,6 +64,7 @@ pub struct Decided {
     pub runtime_root: PathBuf,
     pub rootfs: PathBuf,
     pub oom_file: PathBuf,
+    pub network: Option<Assigned>,
 }
 
 impl Record {
@@ -79,6 +88,8 @@ impl Record {
             container_id: layout::container_id(&spec.key),
             rootfs: decided.rootfs,
             oom_file: decided.oom_file,
+            network: decided.network,
+            egress: spec.egress.clone(),
         }
     }
 
@@ -99,6 +110,32 @@ impl Record {
 
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         write(&directory.join(layout::RECORD), self, false)
+    }
+}
+
+/// What an instance may reach, once that was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressRecord {
+    version: u32,
+    egress: Egress,
+}
+
+impl EgressRecord {
+    pub fn new(egress: Egress) -> Self {
+        Self { version: VERSION, egress }
+    }
+
+    /// `None`: it was never changed.
+    pub fn read(directory: &Path) -> io::Result<Option<Egress>> {
+        match read::<Self>(&directory.join(layout::EGRESS)) {
+            Ok(record) => supported(record.version).map(|()| Some(record.egress)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn write(&self, directory: &Path) -> io::Result<()> {
+        write(&directory.join(layout::EGRESS), self)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Removal: works on a running instance, on what a crash left at any step of a start or of another removal, and when the
 //! runtime has forgotten the instance.
 //!
-//! Order: the record (so that a shim that is just starting gives up), processes, the runtime's state, control groups, the disk's
+//! Order: the record (so that a shim that is just starting gives up), processes, the runtime's state, the network, control groups, the disk's
 //! device, and at last the directory, which names the instance until nothing else is left.
 
 use std::fs;
@@ -47,6 +47,8 @@ pub(super) async fn remove(driver: &OciDriver, key: &InstanceKey) -> Result<(), 
     failpoint::pass("remove.killed");
     delete_state(driver, &program, &id).await?;
     failpoint::pass("remove.deleted");
+    driver.disconnect(&id).await?;
+    failpoint::pass("remove.disconnected");
     retry(|| empty_and_remove(&cgroups, &groups)).await.map_err(io_error("remove the control groups"))?;
     failpoint::pass("remove.ungrouped");
     let image = directory.join(layout::IMAGE);

@@ -106,7 +106,7 @@ impl World {
         }
         for ((sandbox, epoch), instance) in &host.instances {
             let (presence, fenced) = (instance.presence.clone(), instance.fenced);
-            let instance = reconcile::Instance { driver: "sim".to_owned(), presence, fenced };
+            let instance = reconcile::Instance { driver: "sim".to_owned(), presence, fenced, egress: None };
             held.entry(sandbox.clone()).or_default().instances.insert(*epoch, instance);
         }
         for (sandbox, held) in &mut held {

@@ -88,7 +88,8 @@ impl World {
                 // A runtime in a frozen group stands still.
                 None => return self.doing(agent, sandbox, action, stage + 1, RETRY),
             },
-            Action::Forget => Done::Carried,
+            // A simulated host has no network: none of its instances strays.
+            Action::Forget | Action::SetEgress(_) => Done::Carried,
             _ if self.rng.per_mille(40) => Done::Refused,
             Action::Remove(epoch) => {
                 self.remove(agent, &sandbox, epoch);
@@ -165,7 +166,7 @@ impl World {
             }
             (Action::Start(epoch), Done::Started { fenced }) => {
                 let (driver, presence) = ("sim".to_owned(), ended.unwrap_or(Presence::Running));
-                held.instances.insert(epoch, reconcile::Instance { driver, presence, fenced });
+                held.instances.insert(epoch, reconcile::Instance { driver, presence, fenced, egress: None });
                 record = Some(Record { epoch, stage: Stage::Started });
             }
             (Action::Start(epoch), Done::NotStarted) => {

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use futures::Stream;
 use futures::stream::unfold;
@@ -15,7 +16,10 @@ use warren_proto::v1::{GetSandboxMetricsRequest, LogEntry, ReadLogsRequest, Read
 use super::Authority;
 use super::process::{request, wire};
 use super::status::Refusal;
+use crate::clock;
+use crate::driver::stats::Stats;
 use crate::driver::{DriverError, LogEvent, LogQuery, LogStream};
+use crate::network::NetworkStats;
 use crate::supervisor::Supervisor;
 
 /// Logs that are read at once on a node: each costs two file descriptors and one entry.
@@ -100,6 +104,36 @@ fn response(event: LogEvent) -> ReadLogsResponse {
     ReadLogsResponse { message: Some(message) }
 }
 
+/// PURE.
+fn metrics(stats: &Stats, network: &NetworkStats, now_ms: i64) -> SandboxMetrics {
+    let started = stats.started.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let started_ms = started.and_then(|since| i64::try_from(since.as_millis()).ok());
+    SandboxMetrics {
+        time: Some(wire::timestamp(now_ms)),
+        cpu_usage_ns: wire::signed(stats.cpu_usage_ns),
+        cpu_throttled_periods: wire::signed(stats.cpu_throttled_periods),
+        cpu_throttled_ns: wire::signed(stats.cpu_throttled_ns),
+        cpu_limit_milli: wire::signed(stats.limits.cpu.0),
+        memory_working_set_bytes: wire::signed(stats.memory_working_set.0),
+        memory_usage_bytes: wire::signed(stats.memory_usage.0),
+        memory_peak_bytes: wire::signed(stats.memory_peak.0),
+        memory_limit_bytes: wire::signed(stats.limits.memory.0),
+        oom_kills: wire::signed(stats.oom_kills),
+        disk_used_bytes: wire::signed(stats.disk_used.0),
+        disk_limit_bytes: wire::signed(stats.disk_limit.0),
+        inodes_used: wire::signed(stats.inodes_used),
+        inodes_limit: wire::signed(stats.inodes_limit),
+        network_receive_bytes: wire::signed(network.received_bytes),
+        network_transmit_bytes: wire::signed(network.sent_bytes),
+        network_receive_packets: wire::signed(network.received_packets),
+        network_transmit_packets: wire::signed(network.sent_packets),
+        network_denied_packets: wire::signed(network.denied_packets),
+        processes: wire::signed(stats.pids),
+        processes_limit: wire::signed(stats.limits.pids),
+        start_time: started_ms.map(wire::timestamp),
+    }
+}
+
 #[tonic::async_trait]
 impl SandboxLogService for LogService {
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
@@ -116,8 +150,13 @@ impl SandboxLogService for LogService {
     ) -> Result<Response<SandboxMetrics>, Status> {
         let key = self.authority.sandbox(request.metadata()).map_err(Refusal::from)?;
         let driver = self.supervisor.driver_of(&key).ok_or_else(|| Refusal::Moved(key.clone()))?;
-        let what = "measure a sandbox";
-        Err(Refusal::Driver(DriverError::Unsupported { driver: driver.name(), what }).into())
+        let stats = driver.stats(&key).await.map_err(Refusal::from)?;
+        let network = match driver.network_stats(&key).await {
+            // It has none: nothing went through it.
+            Err(DriverError::Unsupported { .. }) => NetworkStats::default(),
+            other => other.map_err(Refusal::from)?,
+        };
+        Ok(Response::new(metrics(&stats, &network, clock::unix_now_ms())))
     }
 }
 

@@ -135,7 +135,7 @@ impl EgressRecord {
     }
 
     pub fn write(&self, directory: &Path) -> io::Result<()> {
-        write(&directory.join(layout::EGRESS), self)
+        write(&directory.join(layout::EGRESS), self, false)
     }
 }
 

@@ -26,8 +26,6 @@ pub struct Members {
     links: String,
     by_id: BTreeMap<String, (Assigned, Egress)>,
     ids: BTreeMap<u16, String>,
-    /// Where numbers are looked for first: one that was just given back is used again last.
-    next: u16,
     learnt: BTreeMap<Learnt, BootInstant>,
 }
 
@@ -35,13 +33,15 @@ impl Members {
     pub fn new(slice: Range, links: String, here: Vec<Member>) -> Self {
         let ids = here.iter().map(|(id, assigned, _)| (assigned.number, id.clone())).collect();
         let by_id = here.into_iter().map(|(id, assigned, egress)| (id, (assigned, egress))).collect();
-        Self { slice, links, by_id, ids, next: FIRST_NUMBER, learnt: BTreeMap::new() }
+        Self { slice, links, by_id, ids, learnt: BTreeMap::new() }
     }
 
     /// `None`: there is no number left.
     pub fn join(&mut self, id: &str, egress: Egress) -> Option<Assigned> {
-        let number = (self.next..=LAST_NUMBER).chain(FIRST_NUMBER..self.next).find(|n| !self.ids.contains_key(n))?;
-        self.next = if number == LAST_NUMBER { FIRST_NUMBER } else { number + 1 };
+        // First where its id says, as for user ids: two processes on one directory seldom choose the same.
+        let sum = id.bytes().fold(0u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b)));
+        let start = FIRST_NUMBER + u16::try_from(sum % u32::from(LAST_NUMBER + 1 - FIRST_NUMBER)).unwrap_or(0);
+        let number = (start..=LAST_NUMBER).chain(FIRST_NUMBER..start).find(|n| !self.ids.contains_key(n))?;
         let assigned = Assigned {
             number,
             link: format!("{}{number:04x}", self.links),
@@ -138,7 +138,8 @@ mod tests {
     fn every_sandbox_has_a_number_of_its_own_until_all_are_taken() {
         let mut members = members();
         let first = members.join("a", Egress::None).expect("free");
-        assert_eq!((first.link.as_str(), first.address.to_string().as_str()), ("wrnaaaaaa0002", "10.224.8.2"));
+        assert_eq!(first.link, format!("wrnaaaaaa{:04x}", first.number));
+        assert_eq!(u32::from(first.address), u32::from(Ipv4Addr::new(10, 224, 8, 0)) + u32::from(first.number));
         let mut seen = vec![first.number];
         while let Some(next) = members.join(&format!("x{}", seen.len()), Egress::Public) {
             assert!(!seen.contains(&next.number) && next.link.len() <= 15);
@@ -148,7 +149,7 @@ mod tests {
         members.leave("a");
         assert_eq!(members.join("b", Egress::None), None);
         members.free(first.number);
-        assert_eq!(members.join("b", Egress::None).expect("given back").number, 2);
+        assert_eq!(members.join("b", Egress::None).expect("given back").number, first.number);
         assert_eq!(members.egress_of(first.address), Some(Egress::None));
         assert_eq!(members.egress_of(Ipv4Addr::new(10, 224, 8, 1)), None);
         assert_eq!(members.egress_of(Ipv4Addr::new(1, 1, 1, 1)), None);

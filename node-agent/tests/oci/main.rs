@@ -6,6 +6,7 @@
 
 mod crash;
 mod disk;
+mod escapes;
 mod exec;
 mod fenced;
 mod gpus;

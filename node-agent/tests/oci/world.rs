@@ -101,6 +101,13 @@ impl World {
         Self { dir, base, runtime: runtime.to_owned(), node, driver }
     }
 
+    /// The runtime's program.
+    pub fn runtime_path(&self) -> PathBuf {
+        let paths = std::env::var_os("PATH").expect("a PATH");
+        let found = std::env::split_paths(&paths).map(|dir| dir.join(&self.runtime)).find(|path| path.exists());
+        found.expect("it runs, so it is somewhere")
+    }
+
     /// A driver of the same directory that offers these devices.
     pub fn with_gpus(&self, gpus: Gpus) -> Arc<OciDriver> {
         Arc::new(driver_with(self.dir.path(), &self.runtime, &self.node, Arc::new(gpus), network()))
@@ -257,6 +264,13 @@ fn make_base(base: &Path) -> io::Result<()> {
         "nslookup",
         "rm",
         "ln",
+        "nsenter",
+        "readlink",
+        "find",
+        "nice",
+        "umount",
+        "losetup",
+        "mknod",
         "df",
     ] {
         symlink("busybox", base.join("bin").join(applet))?;

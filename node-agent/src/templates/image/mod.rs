@@ -1,7 +1,7 @@
 //! Images of other origins, made into one canonical root file system tar: an OCI image of a layout or a registry, or any tar.
 //!
 //! Nothing is unpacked on the way. Each layer's table of contents is merged into a tree in memory whose files point into the layers
-//! ([`tree`]), and the tree is written in order of its paths ([`canonical`]): equal images give equal bytes, hence equal digests, and
+//! (`tree`), and the tree is written in order of its paths (`canonical`): equal images give equal bytes, hence equal digests, and
 //! no path, link or device of a layer ever touches the host. Devices, sockets and pipes are left out.
 //! Children: `section` (part of a file), `documents` (OCI's JSON), `layer`, `tree`, `canonical`, `archive` (what a client sends),
 //! `registry`.

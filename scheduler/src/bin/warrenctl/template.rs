@@ -23,7 +23,7 @@ pub enum TemplateCommand {
     Import {
         /// Id of the template
         name: String,
-        /// A directory or tar (plain or gzip) of a root file system, or oci:PATH[:TAG] for an image layout
+        /// A directory or tar (plain or gzip) of a root file system, or `oci:PATH[:TAG]` for an image layout
         #[arg(value_name = "PATH")]
         source: String,
         #[command(flatten)]

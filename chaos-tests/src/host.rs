@@ -99,7 +99,8 @@ fn processes() -> impl Iterator<Item = Process> {
     entries(Path::new("/proc")).filter_map(|path| {
         let pid = path.file_name()?.to_str()?.to_owned();
         pid.parse::<u32>().ok()?;
-        let command = fs::read(path.join("cmdline")).ok()?;
+        // One that is ending has given up its memory, and its command line with it.
+        let command = fs::read(path.join("cmdline")).ok().filter(|command| !command.is_empty())?;
         Some(Process {
             pid,
             command: String::from_utf8_lossy(&command).replace('\0', " "),

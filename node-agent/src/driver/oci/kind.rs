@@ -72,13 +72,15 @@ impl Kind {
     }
 
     /// How a process ended, by how the process that stands for it on the host did. gVisor says 128 + signal for what a signal
-    /// ended, as shells do, and nothing else tells it from a process that ended with that code by itself.
+    /// ended, as shells do, and nothing else tells it from a process that ended with that code by itself. 128 alone is what its
+    /// waiter says when its kernel was killed under it, and every process with it.
     ///
     /// `oom_killed`: the memory limit killed something of the instance. With gVisor that is its kernel, and all processes with it.
     pub fn exit(self, seen: Exit, oom_killed: bool) -> Exit {
         let seen = Exit { oom_killed: oom_killed && seen.code != 0, ..seen };
         match seen {
             _ if self == Self::Runsc && seen.oom_killed => Exit { code: 137, signal: 9, oom_killed: true },
+            Exit { code: 128, signal: 0, .. } if self == Self::Runsc => Exit { code: 137, signal: 9, ..seen },
             Exit { code, signal: 0, .. } if self == Self::Runsc && (129..=128 + MAX_SIGNAL).contains(&code) => {
                 Exit { signal: code - 128, ..seen }
             }
@@ -117,7 +119,8 @@ mod tests {
     #[test]
     fn gvisor_s_exit_codes_say_which_signal_it_was() {
         let seen = |code| Kind::Runsc.exit(Exit { code, ..Exit::default() }, false);
-        assert_eq!((seen(143).signal, seen(143).code, seen(3).signal, seen(128).signal), (15, 143, 0, 0));
+        assert_eq!((seen(143).signal, seen(143).code, seen(3).signal), (15, 143, 0));
+        assert_eq!((seen(128).signal, seen(128).code), (9, 137), "its kernel was killed");
         assert_eq!(
             Kind::Runc.exit(Exit { code: 143, ..Exit::default() }, false).signal,
             0,

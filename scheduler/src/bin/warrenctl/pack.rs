@@ -81,7 +81,7 @@ mod tests {
             (entry.path().expect("a path").to_string_lossy().into_owned(), target)
         });
         let expected = [
-            ("d/".to_owned(), None),
+            ("d".to_owned(), None),
             ("d/file".to_owned(), None),
             ("link".to_owned(), Some("/nowhere".into())),
             ("other".to_owned(), Some("d/file".into())),

@@ -64,7 +64,7 @@ install_packages() {
 
 # gVisor (`runsc`) is in Debian's backports only. Where it cannot be had, that is said, and its tests skip aloud.
 install_gvisor() {
-  local sources=/etc/apt/sources.list.d/bookworm-backports.sources log
+  local sources=/etc/apt/sources.list.d/bookworm-backports.sources made='' log
   command -v runsc > /dev/null && return
   if ! grep -qx 'VERSION_CODENAME=bookworm' /etc/os-release; then
     note "skipped: gVisor (runsc) is known to be packaged for Debian bookworm's backports only"
@@ -73,12 +73,15 @@ install_gvisor() {
   if ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
     printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: bookworm-backports' 'Components: main' \
       'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' > "$sources"
+    made=$sources
   fi
   log=$(mktemp)
   if ! { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 update \
     && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends \
       -t bookworm-backports runsc; } > "$log" 2>&1; then
     note "skipped: apt-get could not install gVisor (runsc) from bookworm-backports (the whole log: $log)"
+    # A source that cannot be read would fail every later update.
+    [ -z "$made" ] || rm -f "$made"
     return
   fi
   rm -f "$log"
